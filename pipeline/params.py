@@ -1,0 +1,137 @@
+"""params.yaml: one section per stage, each read into the frozen dataclass that its stage owns."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ruamel.yaml import YAML, YAMLError
+
+from pipeline.errors import UserError
+
+T = TypeVar("T")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The ending of a sentence that refuses `word`: the nearest of `known`, or all of them."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(word, choices, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"needed one of {', '.join(choices)}"
+
+
+class Document:
+    """A params.yaml in memory. Errors name the file, the dotted key, what was found and what was needed."""
+
+    def __init__(self, content: Mapping[str, Any], name: str = "params.yaml") -> None:
+        self.content = content
+        self.name = name
+
+    @classmethod
+    def load(cls, path: Path) -> Document:
+        """Read as DVC reads it (YAML 1.2). Raises UserError when it is missing or not a mapping."""
+        try:
+            content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{path}: not found; needed the settings, 'forgeline recipe' lists ready ones") from None
+        except (YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: found {_describe(content)}, needed a mapping of sections")
+        return cls(content, str(path))
+
+    def section(self, key: str, into: type[T]) -> T:
+        """The mapping at the dotted `key` as the dataclass `into`."""
+        found: Any = self.content
+        walked: list[str] = []
+        for part in key.split("."):
+            if not isinstance(found, Mapping):
+                raise self.error(".".join(walked), f"found {_describe(found)}, needed a mapping")
+            if part not in found:
+                hint = difflib.get_close_matches(part, map(str, found), n=1)
+                also = f"; did you misspell it as '{hint[0]}'?" if hint else ""
+                raise self.error(".".join([*walked, part]), f"is missing{also}")
+            found = found[part]
+            walked.append(part)
+        return self.build(key, found, into)
+
+    def build(self, key: str, found: Any, into: type[T]) -> T:
+        """`found`, the value at the dotted `key`, as the dataclass `into`."""
+        if not isinstance(found, Mapping):
+            raise self.error(key, f"found {_describe(found)}, needed a mapping")
+        assert dataclasses.is_dataclass(into)
+        hints = get_type_hints(into)
+        fields = {field.name: field for field in dataclasses.fields(into)}
+        for name in found:
+            if name not in fields:
+                raise self.error(f"{key}.{name}", f"is not a setting; {nearest(str(name), fields)}")
+        for name, field in fields.items():
+            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            if required and name not in found:
+                raise self.error(f"{key}.{name}", f"is missing; needed {_type_name(hints[name])}")
+        values = {name: self._convert(f"{key}.{name}", value, hints[name]) for name, value in found.items()}
+        try:
+            return typing.cast(T, into(**values))
+        except ValueError as error:  # a __post_init__ begins its sentence with the field's name
+            raise UserError(f"{self.name}: {key}.{error}") from None
+
+    def error(self, key: str, sentence: str) -> UserError:
+        """A UserError about the value at the dotted `key`."""
+        return UserError(f"{self.name}: {key} {sentence}")
+
+    def _convert(self, key: str, value: Any, hint: Any) -> Any:
+        origin, arguments = get_origin(hint), get_args(hint)
+        if origin in (Union, types.UnionType):
+            if value is None and type(None) in arguments:
+                return None
+            (inner,) = [argument for argument in arguments if argument is not type(None)]
+            return self._convert(key, value, inner)
+        if origin is Literal:
+            if value in arguments and not isinstance(value, bool):
+                return value
+            raise self.error(key, f"is {value!r}; {nearest(str(value), map(str, arguments))}")
+        if origin is tuple and isinstance(value, list):
+            return tuple(self._convert(f"{key}[{i}]", item, arguments[0]) for i, item in enumerate(value))
+        if origin is dict and isinstance(value, Mapping):
+            return {str(name): self._convert(f"{key}.{name}", item, arguments[1]) for name, item in value.items()}
+        if dataclasses.is_dataclass(hint):
+            return self.build(key, value, typing.cast(type[Any], hint))
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+            return value
+        raise self.error(key, f"is {_describe(value)}; needed {_type_name(hint)}")
+
+
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _type_name(hint: Any) -> str:
+    arguments = [argument for argument in get_args(hint) if argument is not type(None)]
+    if get_origin(hint) in (Union, types.UnionType):
+        return f"{_type_name(arguments[0])} or null"
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if get_origin(hint) is tuple:
+        return f"a list, each item {_type_name(arguments[0])}"
+    return _NAMES.get(hint, "a mapping")
+
+
+def _describe(value: Any) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case Mapping():
+            return "a mapping"
+        case list():
+            return "a list"
+        case str():
+            return f"the text '{value}'"
+        case _:
+            return str(value)

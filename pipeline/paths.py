@@ -1,0 +1,20 @@
+"""Where the stages of dvc.yaml leave their outputs, relative to the workspace (the folder of dvc.yaml)."""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+OUT = Path("out")
+
+INVENTORY = OUT / "inventory.json"  # source
+REAL = OUT / "real"  # ingest: imageset/, manifest.parquet, quarantine.json
+FEATURES = OUT / "features"  # features
+MODEL = OUT / "model"  # train
+TRAINING = OUT / "training"  # train: curves.csv, grids/
+SYNTHETIC = OUT / "synthetic"  # augment: imageset/, manifest.parquet
+VALIDATION = OUT / "validation"  # validate: real/, synthetic/, each report.json and docs/
+EVALUATION = OUT / "evaluation"  # evaluate: model/, synthetic/, each metrics.json and figures/
+UTILITY = OUT / "utility"  # utility: utility.json, table.csv, figures/
+
+IMAGESET = "imageset"
+MANIFEST = "manifest.parquet"
+QUARANTINE = "quarantine.json"
