@@ -1,4 +1,7 @@
-"""The two ways a command ends badly, told apart by exit status."""
+"""The two ways a command ends badly, told apart by exit status, and the nearest right word."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class ForgelineError(Exception):
@@ -17,3 +20,10 @@ class FailedError(ForgelineError):
     """The words were right, and still it could not be done: a full disk, a lost race, an unreachable store."""
 
     exit_status = 1
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The ending of a sentence that refuses `word`: the nearest of `known`, or all of them."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(word, choices, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"needed one of {', '.join(choices)}"

@@ -1,0 +1,55 @@
+# Each target sets up what it needs. `make demo` and `make test` are all that a fresh clone asks of you.
+
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DO_NOT_TRACK := 1
+
+.PHONY: help demo test lint format constraints clean
+
+help:
+	@echo "make demo         the whole pipeline once, on handwritten digits: a release, its grid, its numbers"
+	@echo "make test         the tests"
+	@echo "make lint         ruff, mypy, the import contracts"
+	@echo "make format       ruff's formatting and its safe corrections"
+	@echo "make constraints  compile infra/constraints.txt afresh"
+
+demo: $(VENV)/installed-train
+	forgeline run
+
+test: $(VENV)/installed-dev
+	pytest -n 2 --dist worksteal
+
+lint: $(VENV)/installed-dev
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+format: $(VENV)/installed-dev
+	ruff check --fix .
+	ruff format .
+
+constraints: $(VENV)/installed-dev
+	uv pip compile --quiet --universal --python-version 3.11 --extra train --extra dev \
+		--no-annotate --no-header --no-emit-index-url --upgrade --output-file infra/constraints.txt pyproject.toml
+
+clean:
+	rm -rf $(VENV)
+
+# The virtual environment, pinned by infra/constraints.txt; made anew when either file changes.
+$(VENV)/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "make: $$($(PYTHON) --version) is too old; needed 3.11 or newer, named by PYTHON=..."; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+		|| { echo "make: Python's venv is incomplete; mend it with: sudo apt install python3-venv"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint infra/constraints.txt uv
+
+$(VENV)/installed-train: $(VENV)/bin/uv pyproject.toml infra/constraints.txt
+	uv pip install --quiet --python $(VENV)/bin/python --constraint infra/constraints.txt --editable '.[train]'
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/bin/uv pyproject.toml infra/constraints.txt
+	uv pip install --quiet --python $(VENV)/bin/python --constraint infra/constraints.txt --editable '.[train,dev]'
+	@touch $@ $(VENV)/installed-train

@@ -1,0 +1,118 @@
+"""The command line: `forgeline …`. Thin: each command finds its words and calls the one function that does it.
+
+Exit status: 0 done, 1 failed, 2 the user's words are off. What a user gets wrong is answered in one sentence.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import ForgelineError, nearest
+
+
+class Commands(click.Group):
+    """A group that names the nearest command when there is none of that name."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise click.UsageError(f"'{args[0]}' is not a command; {nearest(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="forgeline")
+def forgeline() -> None:
+    """Retrain a GAN, measure it honestly, publish synthetic image sets that are shown to help."""
+
+
+@forgeline.command()
+@click.option("--publish", "url", metavar="URL", help="Where to publish, instead of publish.url in params.yaml.")
+def run(url: str | None) -> None:
+    """The whole flow once, here: every stage of dvc.yaml that is out of date, then publish."""
+    # Another process and not an import: stage code and this file know nothing of Prefect.
+    arguments = ["--publish", url] if url else []
+    os.execv(sys.executable, [sys.executable, "-m", "flows", *arguments])
+
+
+@forgeline.command()
+@click.argument("name", required=False)
+@click.option("--force", is_flag=True, help="Overwrite a params.yaml that was edited by hand.")
+def recipe(name: str | None, force: bool) -> None:
+    """List the ready recipes, or make NAME the current params.yaml."""
+    from pipeline import recipes
+
+    if name is None:
+        for known, title in recipes.titles().items():
+            click.echo(f"{known:16}{title}")
+        return
+    recipes.use(name, Path("params.yaml"), force=force)
+    click.echo(f"params.yaml is now the recipe '{name}'; 'forgeline run' runs it")
+
+
+@forgeline.command()
+@click.argument("name")
+@click.argument("which", required=False)
+def stage(name: str, which: str | None) -> None:
+    """One stage, as dvc.yaml calls it: NAME, and WHICH for the stages that judge two things."""
+    from pipeline import paths
+    from pipeline.params import Document
+
+    graph = Document.load(Path("dvc.yaml")).content["stages"]
+    if name not in graph:
+        raise click.UsageError(f"'{name}' is not a stage of dvc.yaml; {nearest(name, graph)}")
+    choices = graph[name].get("matrix", {}).get("which", [])
+    if which not in (choices or [None]):
+        needed = f"one of {', '.join(choices)}" if choices else "nothing"
+        raise click.UsageError(f"stage '{name}' found {which or 'nothing'} after it, needed {needed}")
+    module: Any = importlib.import_module(f"pipeline.stages.{name}")
+    module.run(Document.load(paths.PARAMS), *([which] if which else []))
+
+
+@forgeline.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--count", type=click.IntRange(min=1), default=100, show_default=True, help="How many images.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A .png for one grid, else a new folder.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--spread", type=float, default=1.0, show_default=True, help="Latent spread beyond training's 1.")
+def sample(model: Path, count: int, out: Path, seed: int, spread: float) -> None:
+    """Draw images from MODEL (a folder such as out/model) into a grid or a folder."""
+    from pipeline.report.grids import sample_to
+
+    sample_to(model, out, count=count, seed=seed, spread=spread)
+    click.echo(f"{out}: {count} images")
+
+
+def main() -> None:
+    """Run the command line; turn every expected ending into one sentence and an exit status."""
+    try:
+        forgeline(standalone_mode=False)
+    except click.ClickException as error:
+        _end(error.format_message(), error.exit_code)
+    except click.exceptions.Exit as leaving:
+        sys.exit(leaving.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _end("interrupted", 130)
+    except ForgelineError as error:
+        _end(str(error), error.exit_status)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            where = f" while writing {error.filename}" if error.filename else ""
+            _end(f"no space left on the disk{where}; nothing half-written was kept", 1)
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        raise
+
+
+def _end(sentence: str, status: int) -> None:
+    print(f"forgeline: {sentence}", file=sys.stderr)
+    sys.exit(status)

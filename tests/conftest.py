@@ -1,0 +1,19 @@
+"""What every test shares: no telemetry, no network library looking outside, time limits that do not know the machine."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+os.environ.update(
+    DO_NOT_TRACK="1",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="90",
+    HF_HUB_OFFLINE="1",
+    OMP_NUM_THREADS="1",  # the tests themselves run side by side
+)
+
+# A slow machine is no reason to fail.
+settings.register_profile("forgeline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("forgeline")
