@@ -1,0 +1,200 @@
+"""A small residual network that judges, filters, gives features, and shows what a set is worth."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.errors import FailedError
+
+_BATCH = 128
+_PREDICT_BATCH = 512
+
+
+class _Block(nn.Module):
+    """Two 3×3 convolutions around a shortcut (arXiv 1512.03385, figure 5 left)."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.first = _convolution(before, after, stride)
+        self.second = _convolution(after, after, 1)
+        same = before == after and stride == 1
+        self.shortcut = nn.Identity() if same else _convolution(before, after, stride, kernel=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.second(functional.relu(self.first(x))) + self.shortcut(x))
+
+
+def _convolution(before: int, after: int, stride: int, kernel: int = 3) -> nn.Sequential:
+    convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(after))
+
+
+class Classifier(nn.Module):
+    """A residual network with global pooling, as deep as the images are large.
+
+    `width` channels at full size, twice as many after each halving; `blocks` residual blocks per size. Images above
+    32 pixels are strided to at most 32 by the first convolution.
+    """
+
+    def __init__(self, *, channels: int, image_size: int, classes: int, width: int = 16, blocks: int = 1) -> None:
+        super().__init__()
+        self.config = {
+            "channels": channels,
+            "image_size": image_size,
+            "classes": classes,
+            "width": width,
+            "blocks": blocks,
+        }
+        stride = max(1, image_size // 32)
+        sizes = 1 + max(1, math.ceil(math.log2(image_size / stride / 8)))
+        layers: list[nn.Module] = [_convolution(channels, width, stride), nn.ReLU()]
+        before = width
+        for size in range(sizes):
+            for block in range(blocks):
+                after = width << size
+                layers.append(_Block(before, after, 2 if size and not block else 1))
+                before = after
+        self.body = nn.Sequential(*layers)
+        self.dimensions = before
+        self.head = nn.Linear(before, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Globally pooled features (N, dimensions) of images (N, C, H, W) in [-1, 1]."""
+        pooled: Tensor = self.body(x).mean(dim=(2, 3))
+        return pooled
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of images (N, C, H, W) in [-1, 1]."""
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+
+def train_classifier(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    classes: int,
+    seed: int,
+    images_seen: int,
+    weights: np.ndarray | None = None,
+    width: int = 16,
+    blocks: int = 1,
+    flip: bool = False,
+    learning_rate: float = 1e-2,
+) -> Classifier:
+    """Train on uint8 `images` (N, C, H, W) and int64 `labels` (N,) until `images_seen` have been shown.
+
+    `weights` (N,), not negative, say how often each image is shown relative to the others; none: all equally often.
+    Shifts of up to an eighth of the size are always drawn, mirror images with `flip`. AdamW, warm-up and cosine,
+    float32; at one thread count the same arguments give the same bits. Raises ValueError on what cannot be trained on.
+    """
+    if len(images) == 0 or len(images) != len(labels):
+        raise ValueError(f"images are {len(images)} with {len(labels)} labels; needed at least 1, each with its label")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"labels are {labels.min()} to {labels.max()}; needed 0 to {classes - 1}")
+    random = np.random.Generator(np.random.Philox(seed))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier = Classifier(
+            channels=images.shape[1], image_size=images.shape[2], classes=classes, width=width, blocks=blocks
+        )
+    classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=1e-2, fused=True)
+    steps = math.ceil(images_seen / _BATCH)
+    order = _order(np.ones(len(images)) if weights is None else weights, steps * _BATCH, random)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = learning_rate * _one_cycle((step + 1) / steps)
+        rows = order[step * _BATCH : (step + 1) * _BATCH]
+        batch = to_float(torch.from_numpy(_augment(images[rows], random, flip)))
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        loss = functional.cross_entropy(classifier(batch), torch.from_numpy(labels[rows]), label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as `load` gives it
+    return classifier.eval()
+
+
+def _order(weights: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """`count` row indices in shuffled epochs; systematic resampling, so equal weights show each row once an epoch."""
+    total = len(weights)
+    edges = np.cumsum(weights, dtype=np.float64) / weights.mean(dtype=np.float64)
+    epochs = []
+    for _ in range(math.ceil(count / total)):
+        points = np.arange(total) + random.random()
+        epochs.append(random.permutation(np.minimum(np.searchsorted(edges, points, side="right"), total - 1)))
+    return np.concatenate(epochs)[:count]
+
+
+def _augment(images: np.ndarray, random: np.random.Generator, flip: bool) -> np.ndarray:
+    """Each image shifted by whole pixels, its border repeated, and mirrored at even odds when `flip`."""
+    count, channels, size, _ = images.shape
+    reach = max(1, size // 8)
+    shifts = random.integers(-reach, reach + 1, size=(2, count, 1))
+    rows, columns = (np.arange(size) + shifts).clip(0, size - 1)
+    if flip:
+        mirrored = random.random((count, 1)) < 0.5
+        columns = np.where(mirrored, size - 1 - columns, columns)
+    index = np.arange(count)[:, None, None, None], np.arange(channels)[:, None, None]
+    shifted: np.ndarray = images[(*index, rows[:, None, :, None], columns[:, None, None, :])]
+    return shifted
+
+
+def _one_cycle(progress: float) -> float:
+    """Linear warm-up over the first 15 %, then a half cosine to 0."""
+    if progress < 0.15:
+        return progress / 0.15
+    return 0.5 + 0.5 * math.cos(math.pi * (progress - 0.15) / 0.85)
+
+
+@torch.inference_mode()
+def predict(classifier: Classifier, images: np.ndarray) -> np.ndarray:
+    """Class probabilities, float32 (N, classes), of uint8 `images` (N, C, H, W)."""
+    parts = [functional.softmax(classifier(batch), dim=1).numpy() for batch in _batches(images)]
+    return np.concatenate(parts) if parts else np.zeros((0, classifier.head.out_features), np.float32)
+
+
+@torch.inference_mode()
+def embed(classifier: Classifier, images: np.ndarray) -> np.ndarray:
+    """Features before the last layer, float32 (N, dimensions), of uint8 `images` (N, C, H, W)."""
+    parts = [classifier.features(batch).numpy() for batch in _batches(images)]
+    return np.concatenate(parts) if parts else np.zeros((0, classifier.dimensions), np.float32)
+
+
+def _batches(images: np.ndarray) -> Iterator[Tensor]:
+    for start in range(0, len(images), _PREDICT_BATCH):
+        yield to_float(torch.from_numpy(np.array(images[start : start + _PREDICT_BATCH])))
+
+
+def to_float(images: Tensor) -> Tensor:
+    return images / 127.5 - 1
+
+
+def save(classifier: Classifier, path: Path) -> str:
+    """Write the weights with the configuration in the header, as safetensors; returns the file's sha256."""
+    tensors = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
+    data = to_bytes(tensors, metadata={"classifier": json.dumps(classifier.config, sort_keys=True)})
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load(path: Path) -> Classifier:
+    """Read what `save` wrote, ready to predict. Raises FailedError when the file is not one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            classifier = Classifier(**json.loads((file.metadata() or {})["classifier"]))
+            classifier.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise FailedError(f"{path}: is not a whole classifier file: {' '.join(str(error).split())}") from None
+    return classifier.eval()
