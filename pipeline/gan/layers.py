@@ -1,0 +1,47 @@
+"""Building blocks that families share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.gan.batches import Batch
+
+
+class NoiseGenerator(nn.Module):
+    """A generator of images from latents (B, latent_size) and labels (B,); its subclass gives `forward`."""
+
+    def __init__(self, latent_size: int) -> None:
+        super().__init__()
+        self.latent_size = latent_size
+
+    def sample_like(self, batch: Batch, spread: float = 1.0) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1], as many as the batch has and with its labels.
+
+        Latents are normal with the standard deviation `spread`.
+        """
+        images: Tensor = self(batch.draws.normal(self.latent_size) * spread, batch.labels)
+        return images
+
+
+class LabelledLatent(nn.Module):
+    """Latents (B, Z) joined with a learned embedding of the label (B,): (B, Z + E). Mirza & Osindero 2014, section 3."""
+
+    def __init__(self, classes: int, embedding_size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(classes, embedding_size)
+
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+        return torch.cat([latents, self.embedding(labels)], dim=1)
+
+
+class ProjectionScore(nn.Module):
+    """Scores (B,) of features (B, D) under labels (B,): w·φ + b + ⟨v_y, φ⟩. Miyato & Koyama 2018, equation 3."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, 1)
+        self.embedding = nn.Embedding(classes, features)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        return self.linear(features).squeeze(1) + (self.embedding(labels) * features).sum(1)

@@ -1,0 +1,130 @@
+"""A trained generator as a folder: model.json and weights.safetensors. No pickle is ever loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+from pipeline.gan.batches import Batch
+from pipeline.gan.family import ImageSpec, load_family
+from pipeline.gan.pixels import to_uint8
+
+CHUNK = 128  # images that are computed together, always: the same image in another batch size is other bytes
+DESCRIPTION, WEIGHTS = "model.json", "weights.safetensors"
+
+
+class ChunkDraws:
+    """The random numbers of one chunk of samples: numpy's Philox, which is equal on every CPU."""
+
+    def __init__(self, seed: int, chunk: int, device: torch.device) -> None:
+        self.random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, chunk]))
+        self.device = device
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.from_numpy(self.random.standard_normal((CHUNK, *shape), dtype=np.float32)).to(self.device)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.from_numpy(self.random.random((CHUNK, *shape), dtype=np.float32)).to(self.device)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """A generator with all that is needed to sample from it, and where it came from."""
+
+    family: str
+    config: Any  # the family's Config
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int
+    images_seen: int
+    data_fingerprint: str  # of the ImageSet it was trained on
+    selection: Mapping[str, Any]  # by which number this snapshot was chosen
+    generator: nn.Module
+
+    @property
+    def conditional(self) -> bool:
+        """Whether samples have the label that was asked for."""
+        return bool(getattr(self.config, "class_conditional", True))
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """The folder's contents by file name."""
+        described = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "generator"
+        }
+        described["config"] = dataclasses.asdict(self.config)
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in self.generator.state_dict().items()}
+        text = json.dumps(described, indent=2, sort_keys=True, ensure_ascii=False)
+        return {DESCRIPTION: f"{text}\n".encode(), WEIGHTS: safetensors.torch.save(tensors)}
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weights file followed by the description."""
+        return hashlib.sha256(self.files[WEIGHTS] + self.files[DESCRIPTION]).hexdigest()
+
+    def save(self, root: Path) -> None:
+        """Write the folder whole or not at all. Raises FileExistsError when it is there and not empty."""
+        building = root.with_name(f".{root.name}.{os.getpid()}")
+        building.mkdir(parents=True)
+        for name, content in self.files.items():
+            (building / name).write_bytes(content)
+        building.rename(root)
+
+    @classmethod
+    def load(cls, root: Path) -> Model:
+        """Raises UserError when the folder is not a whole model."""
+        try:
+            files = {name: (root / name).read_bytes() for name in (DESCRIPTION, WEIGHTS)}
+        except OSError as error:
+            raise UserError(f"{root}: {error.strerror}; needed a trained model: {DESCRIPTION}, {WEIGHTS}") from None
+        try:
+            described = json.loads(files[DESCRIPTION])
+            family = load_family(described["family"])
+            described["config"] = config = family.Config(**described["config"])
+            described["classes"] = classes = tuple(described["classes"])
+            spec = ImageSpec(
+                channels=described["channels"], image_size=described["image_size"], classes=len(classes)
+            )
+            generator = family.Generator(config, spec)
+            generator.load_state_dict(safetensors.torch.load(files[WEIGHTS]))
+            model = cls(**described, generator=generator.eval().requires_grad_(False))
+        except Exception as error:
+            raise UserError(f"{root}: is not a model that can be read: {error}") from None
+        return model
+
+    def sample(self, *, seed: int, start: int, count: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """Samples start … start+count-1 of the series that `seed` (0 or more) begins.
+
+        Returns uint8 (count, C, H, W) and the asked-for labels int64 (count,): sample i has label i mod K, or -1 in an
+        unconditional model. `spread` is the standard deviation of the latents. Sample i is fixed by (model, seed, i).
+        """
+        numbers = np.arange(start, start + count)
+        labels = numbers % len(self.classes) if self.conditional else np.full(count, -1)
+        images = np.empty((count, self.channels, self.image_size, self.image_size), np.uint8)
+        for chunk in range(start // CHUNK, -(-(start + count) // CHUNK)):
+            chosen = numbers // CHUNK == chunk
+            images[chosen] = self._chunk(seed, chunk, spread)[numbers[chosen] % CHUNK]
+        return images, labels
+
+    @torch.no_grad()
+    def _chunk(self, seed: int, chunk: int, spread: float) -> np.ndarray:
+        device = next(self.generator.parameters()).device
+        labels = torch.arange(chunk * CHUNK, (chunk + 1) * CHUNK, device=device) % len(self.classes)
+        if not self.conditional:
+            labels = torch.full_like(labels, -1)
+        nothing = torch.zeros((), device=device).expand(CHUNK, self.channels, self.image_size, self.image_size)
+        batch = Batch(images=nothing, labels=labels, draws=ChunkDraws(seed, chunk, device))
+        return to_uint8(self.generator.sample_like(batch, spread)).cpu().numpy()

@@ -1,0 +1,18 @@
+"""What changes while training, as pure functions of images seen; so a resumed run needs no schedule state."""
+
+from __future__ import annotations
+
+
+def linear_fall(images_seen: int, total_images: int, start: float) -> float:
+    """A factor in [0, 1]: 1 until the share `start` of the run, then straight down to 0 at its end."""
+    share = images_seen / total_images
+    return 1.0 if share <= start else max(0.0, (1.0 - share) / (1.0 - start))
+
+
+def ema_decay(images_seen: int, batch_images: int, halflife_images: float, ramp: float) -> float:
+    """The weight of the old average in one step: 0.5 ** (batch / half-life), Karras et al. 2020 (StyleGAN2-ADA).
+
+    While the run is young its half-life is `ramp` times the images seen, so that the first weights are soon forgotten.
+    """
+    halflife = min(halflife_images, images_seen * ramp)
+    return 0.5 ** (batch_images / halflife) if halflife > 0 else 0.0

@@ -1,0 +1,194 @@
+"""The one training loop. It knows players and losses, and nothing of what a family does with them."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import FailedError
+from pipeline.gan import schedules
+from pipeline.gan.batches import Batches
+from pipeline.gan.checkpoint import Checkpoints, Tree
+from pipeline.gan.family import Family, Progress
+
+CURVE_ROWS = 200  # of a whole run
+_UNSETTLED = 1024  # numbers that may wait on the device before they are looked at
+_CHECKPOINT_SHARE = 0.01  # of the time goes into checkpoints
+
+
+class Judge(Protocol):
+    """Scores snapshots of the averaged generator; the one with the lowest score is kept."""
+
+    def __call__(self, generator: nn.Module, images_seen: int) -> float: ...
+
+
+class DivergedError(Exception):
+    """A loss is no longer a number."""
+
+
+class Trainer:
+    """A run and its whole state: two trainers with equal arguments and equal states go on equally, bit for bit."""
+
+    def __init__(self, family: Family, batches: Batches, *, images: int, snapshot_images: int, judge: Judge) -> None:
+        """To train for at least `images` images, scoring a snapshot every `snapshot_images` and at the end."""
+        self.family, self.batches, self.judge = family, batches, judge
+        self.total_images, self.snapshot_images = images, snapshot_images
+        self.parameters = {name: list(player.parameters()) for name, player in family.named_children()}
+        self.optimizers = {name: family.optimizer(name) for name in self.parameters}
+        self.average = copy.deepcopy(family.generator).eval().requires_grad_(False)
+        self.steps = 0
+        self.curves: list[dict[str, float]] = []
+        self.snapshots: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}  # the weights with the lowest score
+        self._sums: dict[str, list[float]] = {}  # name → sum and count since the last row of the curves
+        self._unsettled: list[tuple[int, str, Tensor]] = []  # step, name, value; still on the device
+        live = dict(_floating(family.generator))
+        self._averaged = [(averaged, live[name]) for name, averaged in _floating(self.average)]
+
+    @property
+    def images_seen(self) -> int:
+        return self.steps * self.batches.batch_size
+
+    @property
+    def finished(self) -> bool:
+        return self.images_seen >= self.total_images
+
+    def advance(self) -> None:
+        """One step, and what is due after it. Raises DivergedError."""
+        if not self.snapshots:
+            self._take_snapshot()
+        before = self.images_seen
+        self._step()
+        if len(self._unsettled) >= _UNSETTLED:
+            self._settle()
+        if self._due(before, max(1, self.total_images // CURVE_ROWS)):
+            self._add_row()
+        if self._due(before, self.snapshot_images):
+            self._take_snapshot()
+
+    def _due(self, before: int, every: int) -> bool:
+        return before // every != self.images_seen // every or self.finished
+
+    def _step(self) -> None:
+        progress = Progress(step=self.steps, images_seen=self.images_seen, total_images=self.total_images)
+        rate = self.family.learning_rate(progress)
+        for player, loss in self.family.losses(self.batches.at(self.steps), progress):
+            optimizer = self.optimizers[player]
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward(inputs=self.parameters[player])  # no gradient leaks into the opponent
+            optimizer.step()
+            self._unsettled.append((self.steps, f"{player}_loss", loss.detach()))
+        self._unsettled += [(self.steps, name, value.detach()) for name, value in progress.charts.items()]
+        self._average()
+        self.steps += 1
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        config = self.family.config
+        decay = schedules.ema_decay(
+            self.images_seen, self.batches.batch_size, config.ema_halflife_images, config.ema_ramp
+        )
+        averaged, live = zip(*self._averaged, strict=True)
+        torch._foreach_lerp_(averaged, live, 1 - decay)
+
+    def _settle(self) -> None:
+        """Bring the numbers of the last steps to the host in one transfer, and look at them."""
+        if not self._unsettled:
+            return
+        values = torch.stack([value for _, _, value in self._unsettled]).double().tolist()
+        for (step, name, _), value in zip(self._unsettled, values, strict=True):
+            if not math.isfinite(value):
+                raise DivergedError(f"{name} is {value} in step {step:,}")
+            total = self._sums.setdefault(name, [0.0, 0])
+            total[0] += value
+            total[1] += 1
+        self._unsettled.clear()
+
+    def _add_row(self) -> None:
+        self._settle()
+        means = {name: total / count for name, (total, count) in self._sums.items()}
+        self.curves.append({"images_seen": self.images_seen, **means})
+        self._sums.clear()
+
+    def _take_snapshot(self) -> None:
+        self._settle()
+        score = self.judge(self.average, self.images_seen)
+        if not self.snapshots or score < min(snapshot["score"] for snapshot in self.snapshots):
+            self.best = {name: tensor.clone() for name, tensor in self.average.state_dict().items()}
+        self.snapshots.append({"images_seen": self.images_seen, "score": score})
+
+    def state(self) -> Tree:
+        """All that a checkpoint must hold. Raises DivergedError rather than hand out a broken state."""
+        self._settle()
+        return {
+            "steps": self.steps,
+            "family": self.family.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizers": {
+                name: [dict(optimizer.state[parameter]) for parameter in self.parameters[name]]
+                for name, optimizer in self.optimizers.items()
+            },
+            "best": self.best,
+            "curves": self.curves,
+            "snapshots": self.snapshots,
+            "sums": self._sums,
+        }
+
+    def restore(self, state: Tree) -> None:
+        """Go on from a state that an equal trainer gave."""
+        self.steps = state["steps"]
+        self.family.load_state_dict(state["family"])
+        self.average.load_state_dict(state["average"])
+        for name, optimizer in self.optimizers.items():
+            for parameter, held in zip(self.parameters[name], state["optimizers"][name], strict=True):
+                # Cloned: fresh memory is aligned as it was before the checkpoint, on which kernels may depend.
+                optimizer.state[parameter] = {key: value.to(parameter.device).clone() for key, value in held.items()}
+        self.best, self.curves, self.snapshots = state["best"], state["curves"], state["snapshots"]
+        self._sums = state["sums"]
+
+
+def run(
+    trainer: Trainer, checkpoints: Checkpoints, *, report: Callable[[int, str], None], stopping: Callable[[], bool]
+) -> bool:
+    """Train to the end, or until `stopping()`; either way the state is safe. Returns whether it reached the end.
+
+    A checkpoint is written whenever it costs no more than a hundredth of the time since the last one: the machine
+    decides how often. Raises FailedError on divergence.
+    """
+    written, cost = time.monotonic(), 0.0
+    try:
+        while not trainer.finished:
+            trainer.advance()
+            report(trainer.images_seen, _note(trainer))
+            now, stop = time.monotonic(), stopping()
+            if stop or cost <= _CHECKPOINT_SHARE * (now - written):
+                checkpoints.save(trainer.images_seen, trainer.state())
+                written = time.monotonic()
+                cost = written - now
+            if stop:
+                return False
+    except DivergedError as error:
+        good = f"{checkpoints.images_seen:,} images" if checkpoints.images_seen is not None else "none"
+        raise FailedError(
+            f"training diverged: {error} ({trainer.images_seen:,} images); last good checkpoint: {good}; "
+            "a lower learning_rate or a stronger penalty may hold it"
+        ) from None
+    return True
+
+
+def _note(trainer: Trainer) -> str:
+    if not trainer.curves:
+        return ""
+    return ", ".join(f"{name} {value:.2f}" for name, value in trainer.curves[-1].items() if name.endswith("_loss"))
+
+
+def _floating(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, tensor) for name, tensor in module.state_dict().items() if tensor.is_floating_point()]
