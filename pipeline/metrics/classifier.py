@@ -109,7 +109,7 @@ def train_classifier(
         classifier = Classifier(
             channels=images.shape[1], image_size=images.shape[2], classes=classes, width=width, blocks=blocks
         )
-    classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classifier.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=1e-2, fused=True)
     steps = math.ceil(images_seen / _BATCH)
     order = _order(np.ones(len(images)) if weights is None else weights, steps * _BATCH, random)
@@ -120,9 +120,9 @@ def train_classifier(
         batch = batch.contiguous(memory_format=torch.channels_last)
         loss = functional.cross_entropy(classifier(batch), torch.from_numpy(labels[rows]), label_smoothing=0.05)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as `load` gives it
+    classifier.to(memory_format=torch.contiguous_format)  # as `load` gives it
     return classifier.eval()
 
 
