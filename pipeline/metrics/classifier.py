@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import FailedError
+from pipeline.gan.pixels import to_float
 
 _BATCH = 128
 _PREDICT_BATCH = 512
@@ -175,10 +176,6 @@ def embed(classifier: Classifier, images: np.ndarray) -> np.ndarray:
 def _batches(images: np.ndarray) -> Iterator[Tensor]:
     for start in range(0, len(images), _PREDICT_BATCH):
         yield to_float(torch.from_numpy(np.array(images[start : start + _PREDICT_BATCH])))
-
-
-def to_float(images: Tensor) -> Tensor:
-    return images / 127.5 - 1
 
 
 def save(classifier: Classifier, path: Path) -> str:

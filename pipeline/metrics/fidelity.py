@@ -1,17 +1,140 @@
-"""Distances between sets of images in a feature space."""
+"""Distances between sets of images in a feature space: rows of features in, numbers out.
+
+Features are float (N, D), from whatever extractor; the generated set always comes first, as in torch-fidelity.
+"""
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from pipeline.errors import FailedError, UserError
+
+KID_SUBSETS = 100
+NEIGHBOURS = 3  # of precision and recall: the k of arXiv 1904.06991
+COVERAGE_NEIGHBOURS = 5  # of density and coverage: the k of arXiv 2002.09797
+_CHUNK = 1000  # rows of a block of pairwise distances
+
+
+def fidelity(generated: np.ndarray, real: np.ndarray, *, seed: int) -> dict[str, float]:
+    """`fid`, `kid`, `precision` and `recall` by torch-fidelity, `density` and `coverage` beside them, in float64.
+
+    KID is the mean over subsets of `kid_subset_size` drawn by `seed`; unbiased, so it may be below zero. Raises as
+    `check_features` does.
+    """
+    check_features(generated, "the generated set")
+    check_features(real, "the real set")
+    from torch_fidelity import calculate_metrics
+
+    scores = calculate_metrics(
+        input1=_Rows(generated),
+        input2=_Rows(real),
+        fid=True,
+        kid=True,
+        prc=True,
+        feature_extractor=_given_features(),
+        kid_subsets=KID_SUBSETS,
+        kid_subset_size=kid_subset_size(len(generated), len(real)),
+        prc_neighborhood=NEIGHBOURS,
+        prc_batch_size=_CHUNK,
+        rng_seed=seed,
+        batch_size=_CHUNK,
+        cuda=False,
+        cache=False,  # it is keyed by name only: other features under the same name would get the old numbers
+        save_cpu_ram=True,  # no worker processes
+        verbose=False,
+    )
+    density, coverage = density_and_coverage(generated, real)
+    return {
+        "fid": scores["frechet_inception_distance"],
+        "kid": scores["kernel_inception_distance_mean"],
+        "precision": scores["precision"],
+        "recall": scores["recall"],
+        "density": density,
+        "coverage": coverage,
+    }
+
+
+def kid_subset_size(generated: int, real: int) -> int:
+    """1000 as is usual, or half of the smaller set, so that subsets differ."""
+    return min(1000, generated // 2, real // 2)
+
+
+class _Rows(Dataset[Tensor]):
+    """Features as the data set that torch-fidelity reads."""
+
+    def __init__(self, features: np.ndarray) -> None:
+        self.rows = torch.from_numpy(features.astype(np.float64))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.rows[index]
+
+
+@cache
+def _given_features() -> str:
+    """Register, once, an extractor that hands its input on: one pass through a network then serves every measure."""
+    from torch_fidelity import FeatureExtractorBase, register_feature_extractor
+
+    class GivenFeatures(FeatureExtractorBase):  # type: ignore[misc]
+        def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
+            super().__init__(name, features_list)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("given",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "given"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+        @staticmethod
+        def get_dummy_input_for_compile() -> Tensor:
+            raise NotImplementedError
+
+        def forward(self, rows: Tensor) -> tuple[Tensor]:
+            return (rows,)
+
+    register_feature_extractor("forgeline-given", GivenFeatures)
+    return "forgeline-given"
+
+
+def density_and_coverage(generated: np.ndarray, real: np.ndarray) -> tuple[float, float]:
+    """Density and coverage, arXiv 2002.09797, equations 3 and 4, with k = COVERAGE_NEIGHBOURS.
+
+    A real image's ball reaches to its k-th nearest other real image. Density: in how many balls a generated image
+    lies, over k; 1 is expected of real images, more is possible. Coverage: the share of balls that hold one.
+    """
+    ours, theirs = (torch.from_numpy(features.astype(np.float64)) for features in (generated, real))
+    radius = torch.cat(
+        [
+            torch.cdist(part, theirs).kthvalue(COVERAGE_NEIGHBOURS + 1, dim=1).values  # the first is the image itself
+            for part in torch.split(theirs, _CHUNK)
+        ]
+    )
+    inside = torch.zeros(len(theirs), dtype=torch.int64)
+    for part in torch.split(ours, _CHUNK):
+        inside += (torch.cdist(part, theirs) <= radius).sum(dim=0)
+    return float(inside.sum() / (COVERAGE_NEIGHBOURS * len(ours))), float((inside > 0).double().mean())
 
 
 def frechet_distance(generated: np.ndarray, real: np.ndarray) -> float:
     """Fréchet distance of the Gaussians fitted to two sets of features (N, D); arXiv 1706.08500, equation 6.
 
     ‖μ₁ - μ₂‖² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½), in float64: tr (Σ₁Σ₂)^½ is the sum of the square roots of the eigenvalues
-    of the symmetric Σ₁^½ Σ₂ Σ₁^½. Biased upwards by 1/N, so compare at equal N. Raises as `check_features` does.
+    of the symmetric Σ₁^½ Σ₂ Σ₁^½. Equals the `fid` of `fidelity`, without torch-fidelity's seconds of import. Biased
+    upwards by about 1/N, so compare at equal N. Raises as `check_features` does.
     """
     check_features(generated, "the generated set")
     check_features(real, "the real set")
