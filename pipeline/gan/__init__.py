@@ -1,1 +1,1 @@
-"""The GAN engine: families of networks and losses, one trainer, exact checkpoints. torch, numpy and safetensors only."""
+"""The GAN engine: families, one trainer, exact checkpoints. It imports torch, numpy and safetensors only."""

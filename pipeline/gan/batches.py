@@ -52,7 +52,9 @@ class Batches:
     """The training images as uint8 on the device; the batch of step k holds images drawn uniformly by (seed, k)."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, *, batch_size: int, seed: int, device: torch.device):
-        self.images = torch.tensor(images, device=device)  # uint8 (N, C, H, W); copied: the array may be a read-only map
+        self.images = torch.tensor(
+            images, device=device
+        )  # uint8 (N, C, H, W); copied: the array may be a read-only map
         self.labels = torch.tensor(labels, device=device)  # int64 (N,)
         self.batch_size, self.seed = batch_size, seed
         self.generator = torch.Generator(device)

@@ -28,6 +28,7 @@ class Checkpoints:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.images_seen: int | None = None  # of the newest good one
         root.mkdir(parents=True, exist_ok=True)
 
     def save(self, images_seen: int, tree: Tree) -> None:
@@ -48,6 +49,7 @@ class Checkpoints:
         shutil.rmtree(whole, ignore_errors=True)
         building.rename(whole)
         _sync_folder(self.root)
+        self.images_seen = images_seen
         for old in self._newest_first()[_KEPT:]:
             shutil.rmtree(old)
 
@@ -58,7 +60,9 @@ class Checkpoints:
                 files = {name: (folder / name).read_bytes() for name in (_TENSORS, _TREE)}
             except OSError:
                 continue
-            if folder.name.endswith(_digest(files)):
+            images_seen, digest = folder.name.split("-")
+            if digest == _digest(files):
+                self.images_seen = int(images_seen)
                 return _attach(json.loads(files[_TREE]), safetensors.torch.load(files[_TENSORS]))
         return None
 
@@ -67,17 +71,29 @@ class Checkpoints:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file at `path`; the system frees it when the process ends, however it ends.
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder and hold its lock, which the system frees when the process ends, however it ends.
 
-    Raises FailedError when another process holds it.
+    The folder may be removed inside the block. Raises FailedError when another process holds the lock.
     """
-    with path.open("a") as file:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FailedError(f"{path}: another process is training this; wait for it or stop it") from None
-        yield
+            _lock(descriptor, folder)
+            if not folder.exists() or not os.path.samestat(folder.stat(), os.fstat(descriptor)):
+                continue  # its last holder removed it after we had opened it
+            yield
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FailedError(f"{folder}: is locked; another process is training with the same inputs") from None
 
 
 def _digest(files: dict[str, bytes]) -> str:

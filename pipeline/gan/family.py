@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import nearest
 from pipeline.gan import families, schedules
 from pipeline.gan.batches import Batch
 
@@ -61,21 +61,22 @@ class Progress:
     charts: dict[str, Tensor] = field(default_factory=dict)  # name → scalar, averaged into the curves
 
 
+class Generator(nn.Module):
+    """What a family keeps: the network that makes images."""
+
+    @abstractmethod
+    def sample_like(self, batch: Batch, spread: float = 1.0) -> Tensor:
+        """Images float (B, C, H, W) in [-1, 1], as many as the batch has and with its labels, from its draws.
+
+        `spread` is the standard deviation of the latents.
+        """
+
+
 class Family(nn.Module):
-    """Its child modules are the players, by name; `generator` is the one that is averaged and kept.
+    """Networks and losses. Its child modules are the players, by name; `generator` is averaged and kept."""
 
-    A generator has `sample_like(batch, spread=1.0)`, which gives images in [-1, 1] as many and labelled as the batch.
-    """
-
-    Config: ClassVar[type[Any]]  # a frozen dataclass, subclass of this module's Config
-    Generator: ClassVar[Callable[[Any, ImageSpec], nn.Module]]
-    generator: nn.Module
-
-    def __init__(self, config: Any, spec: ImageSpec) -> None:
-        """Raises ValueError, beginning with the setting's name, when the two do not go together."""
-        super().__init__()
-        self.config = config
-        self.generator = self.Generator(config, spec)
+    config: Config
+    generator: Generator
 
     @abstractmethod
     def losses(self, real: Batch, progress: Progress) -> Iterator[tuple[str, Tensor]]:
@@ -86,23 +87,30 @@ class Family(nn.Module):
 
     def optimizer(self, player: str) -> torch.optim.Optimizer:
         """The optimizer of one player; its learning rate is set before each step."""
-        config: Config = self.config
         parameters = self.get_submodule(player).parameters()
+        config = self.config
         return torch.optim.Adam(parameters, config.learning_rate, (config.beta1, config.beta2), fused=True)
 
     def learning_rate(self, progress: Progress) -> float:
-        """The learning rate of both players in this step."""
-        config: Config = self.config
-        return config.learning_rate * schedules.linear_fall(
-            progress.images_seen, progress.total_images, config.fall_from
-        )
+        """The learning rate of every player in this step."""
+        fall = schedules.linear_fall(progress.images_seen, progress.total_images, self.config.fall_from)
+        return self.config.learning_rate * fall
 
 
-def load_family(name: str) -> type[Family]:
-    """The class `Family` of pipeline/gan/families/<name>.py. Raises ValueError that begins with `family`."""
+class FamilyModule(Protocol):
+    """The three names in the file of a family.
+
+    Both classes are built from a Config and the ImageSpec, and raise ValueError when the two do not go together.
+    """
+
+    Config: type[Any]
+    Generator: Callable[[Any, ImageSpec], Generator]
+    Family: Callable[[Any, ImageSpec], Family]
+
+
+def load_family(name: str) -> FamilyModule:
+    """pipeline/gan/families/<name>.py. Raises ValueError that begins with `family`."""
     known = [module.name for module in pkgutil.iter_modules(families.__path__)]
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"needed one of {', '.join(known)}"
-        raise ValueError(f"family is '{name}'; {hint}")
-    return cast(type[Family], importlib.import_module(f"{families.__name__}.{name}").Family)
+        raise ValueError(f"family is '{name}'; {nearest(name, known)}")
+    return cast(FamilyModule, importlib.import_module(f"{families.__name__}.{name}"))

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.gan.batches import Batch
+from pipeline.gan.family import Generator
 
 
-class NoiseGenerator(nn.Module):
+class NoiseGenerator(Generator):
     """A generator of images from latents (B, latent_size) and labels (B,); its subclass gives `forward`."""
 
     def __init__(self, latent_size: int) -> None:
@@ -16,16 +17,12 @@ class NoiseGenerator(nn.Module):
         self.latent_size = latent_size
 
     def sample_like(self, batch: Batch, spread: float = 1.0) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1], as many as the batch has and with its labels.
-
-        Latents are normal with the standard deviation `spread`.
-        """
         images: Tensor = self(batch.draws.normal(self.latent_size) * spread, batch.labels)
         return images
 
 
 class LabelledLatent(nn.Module):
-    """Latents (B, Z) joined with a learned embedding of the label (B,): (B, Z + E). Mirza & Osindero 2014, section 3."""
+    """Latents (B, Z) joined with an embedding of the label (B,): (B, Z + E). Mirza & Osindero 2014, section 3."""
 
     def __init__(self, classes: int, embedding_size: int) -> None:
         super().__init__()
@@ -44,4 +41,6 @@ class ProjectionScore(nn.Module):
         self.embedding = nn.Embedding(classes, features)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        return self.linear(features).squeeze(1) + (self.embedding(labels) * features).sum(1)
+        linear: Tensor = self.linear(features).squeeze(1)
+        projection: Tensor = (self.embedding(labels) * features).sum(1)
+        return linear + projection

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +14,11 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.gan.batches import Batch
-from pipeline.gan.family import ImageSpec, load_family
+from pipeline.gan.family import Generator, ImageSpec, load_family
 from pipeline.gan.pixels import to_uint8
 
 CHUNK = 128  # images that are computed together, always: the same image in another batch size is other bytes
@@ -52,7 +51,7 @@ class Model:
     images_seen: int
     data_fingerprint: str  # of the ImageSet it was trained on
     selection: Mapping[str, Any]  # by which number this snapshot was chosen
-    generator: nn.Module
+    generator: Generator
 
     @property
     def conditional(self) -> bool:
@@ -76,12 +75,10 @@ class Model:
         return hashlib.sha256(self.files[WEIGHTS] + self.files[DESCRIPTION]).hexdigest()
 
     def save(self, root: Path) -> None:
-        """Write the folder whole or not at all. Raises FileExistsError when it is there and not empty."""
-        building = root.with_name(f".{root.name}.{os.getpid()}")
-        building.mkdir(parents=True)
+        """Write the folder. Not atomic: the caller gives a folder that nobody reads yet."""
+        root.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
-            (building / name).write_bytes(content)
-        building.rename(root)
+            (root / name).write_bytes(content)
 
     @classmethod
     def load(cls, root: Path) -> Model:
@@ -95,9 +92,7 @@ class Model:
             family = load_family(described["family"])
             described["config"] = config = family.Config(**described["config"])
             described["classes"] = classes = tuple(described["classes"])
-            spec = ImageSpec(
-                channels=described["channels"], image_size=described["image_size"], classes=len(classes)
-            )
+            spec = ImageSpec(channels=described["channels"], image_size=described["image_size"], classes=len(classes))
             generator = family.Generator(config, spec)
             generator.load_state_dict(safetensors.torch.load(files[WEIGHTS]))
             model = cls(**described, generator=generator.eval().requires_grad_(False))

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from pipeline.errors import FailedError
 from pipeline.gan import schedules
 from pipeline.gan.batches import Batches
 from pipeline.gan.checkpoint import Checkpoints, Tree
-from pipeline.gan.family import Family, Progress
+from pipeline.gan.family import Family, Generator, Progress
 
 CURVE_ROWS = 200  # of a whole run
 _UNSETTLED = 1024  # numbers that may wait on the device before they are looked at
@@ -25,7 +25,14 @@ _CHECKPOINT_SHARE = 0.01  # of the time goes into checkpoints
 class Judge(Protocol):
     """Scores snapshots of the averaged generator; the one with the lowest score is kept."""
 
-    def __call__(self, generator: nn.Module, images_seen: int) -> float: ...
+    def __call__(self, generator: Generator, images_seen: int) -> float: ...
+
+
+class Snapshot(NamedTuple):
+    """A moment at which the averaged generator was scored."""
+
+    images_seen: int
+    score: float
 
 
 class DivergedError(Exception):
@@ -44,7 +51,7 @@ class Trainer:
         self.average = copy.deepcopy(family.generator).eval().requires_grad_(False)
         self.steps = 0
         self.curves: list[dict[str, float]] = []
-        self.snapshots: list[dict[str, float]] = []
+        self.snapshots: list[Snapshot] = []
         self.best: dict[str, Tensor] = {}  # the weights with the lowest score
         self._sums: dict[str, list[float]] = {}  # name → sum and count since the last row of the curves
         self._unsettled: list[tuple[int, str, Tensor]] = []  # step, name, value; still on the device
@@ -58,6 +65,11 @@ class Trainer:
     @property
     def finished(self) -> bool:
         return self.images_seen >= self.total_images
+
+    @property
+    def best_snapshot(self) -> Snapshot:
+        """The snapshot whose weights are in `best`."""
+        return min(self.snapshots, key=lambda snapshot: snapshot.score)
 
     def advance(self) -> None:
         """One step, and what is due after it. Raises DivergedError."""
@@ -83,15 +95,15 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
-            loss.backward(inputs=self.parameters[player])  # no gradient leaks into the opponent
+            torch.autograd.backward(loss, inputs=self.parameters[player])  # no gradient leaks into the opponent
             optimizer.step()
             self._unsettled.append((self.steps, f"{player}_loss", loss.detach()))
         self._unsettled += [(self.steps, name, value.detach()) for name, value in progress.charts.items()]
-        self._average()
+        self._update_average()
         self.steps += 1
 
     @torch.no_grad()
-    def _average(self) -> None:
+    def _update_average(self) -> None:
         config = self.family.config
         decay = schedules.ema_decay(
             self.images_seen, self.batches.batch_size, config.ema_halflife_images, config.ema_ramp
@@ -121,9 +133,9 @@ class Trainer:
     def _take_snapshot(self) -> None:
         self._settle()
         score = self.judge(self.average, self.images_seen)
-        if not self.snapshots or score < min(snapshot["score"] for snapshot in self.snapshots):
+        if not self.snapshots or score < self.best_snapshot.score:
             self.best = {name: tensor.clone() for name, tensor in self.average.state_dict().items()}
-        self.snapshots.append({"images_seen": self.images_seen, "score": score})
+        self.snapshots.append(Snapshot(self.images_seen, score))
 
     def state(self) -> Tree:
         """All that a checkpoint must hold. Raises DivergedError rather than hand out a broken state."""
@@ -151,8 +163,8 @@ class Trainer:
             for parameter, held in zip(self.parameters[name], state["optimizers"][name], strict=True):
                 # Cloned: fresh memory is aligned as it was before the checkpoint, on which kernels may depend.
                 optimizer.state[parameter] = {key: value.to(parameter.device).clone() for key, value in held.items()}
-        self.best, self.curves, self.snapshots = state["best"], state["curves"], state["snapshots"]
-        self._sums = state["sums"]
+        self.snapshots = [Snapshot(*pair) for pair in state["snapshots"]]
+        self.best, self.curves, self._sums = state["best"], state["curves"], state["sums"]
 
 
 def run(

@@ -72,16 +72,17 @@ class Discriminator(nn.Module):
 
 
 class Family(family.Family):
-    Config = Config
-    Generator = Generator
+    config: Config
 
     def __init__(self, config: Config, spec: ImageSpec) -> None:
-        super().__init__(config, spec)
+        super().__init__()
+        self.config = config
+        self.generator = Generator(config, spec)
         self.discriminator = Discriminator(config, spec)
         self.objective: objectives.Objective = getattr(objectives, config.objective)
 
     def losses(self, real: Batch, progress: Progress) -> Iterator[tuple[str, Tensor]]:
-        config: Config = self.config
+        config = self.config
         fakes = self.generator.sample_like(real)
         both = torch.cat([real.images, fakes.detach()])
         real_scores, fake_scores = self.discriminator(both, real.labels.repeat(2)).chunk(2)

@@ -1,0 +1,245 @@
+"""train: a family learns the training split; the snapshot that is nearest to the validation split goes on."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import paths
+from pipeline.errors import FailedError, ForgelineError, UserError
+from pipeline.gan import training
+from pipeline.gan.batches import Batches
+from pipeline.gan.checkpoint import Checkpoints, locked
+from pipeline.gan.family import Generator, ImageSpec, load_family
+from pipeline.gan.model import Model
+from pipeline.imageset import ImageSet
+from pipeline.imageset.files import atomic_folder, write_atomically
+from pipeline.metrics.classifier import embed
+from pipeline.metrics.fidelity import frechet_distance
+from pipeline.metrics.judges import Judges
+from pipeline.params import Document
+from pipeline.progress import ProgressLine, duration
+from pipeline.report.grids import sample_grid
+
+_SCORED = 1000  # samples of a snapshot
+_SEED = 2**32  # of grids and scored samples: training's own seeds are below
+_INPUTS = "inputs.json"
+_KEEP_UNFINISHED_SECONDS = 7 * 24 * 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """`train` of params.yaml."""
+
+    family: str
+    images: int  # how many the discriminator sees, with repetition
+    snapshot_images: int  # how often the generator is scored and a grid drawn
+    batch_size: int = 64
+    seed: int = 0
+    threads: int = 1  # results are exact at one thread count, and differ between two
+
+    def __post_init__(self) -> None:
+        load_family(self.family)
+        for name, least in {"images": 1, "snapshot_images": 1, "batch_size": 2, "seed": 0, "threads": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; needed at least {least}")
+        if self.seed >= _SEED:
+            raise ValueError(f"seed is {self.seed}; needed below {_SEED}")
+
+
+class StoppedError(ForgelineError):
+    """Training was told to stop, and its state is safe."""
+
+    def __init__(self, signal_number: int, images_seen: int) -> None:
+        super().__init__(
+            f"training stopped by {signal.Signals(signal_number).name} at {images_seen:,} images; "
+            "the same command goes on from there"
+        )
+        self.exit_status = 128 + signal_number
+
+
+def read_params(document: Document) -> tuple[Params, Any]:
+    """`train`, and the Config of its family."""
+    params = document.section("train", Params)
+    return params, document.section(f"families.{params.family}", load_family(params.family).Config)
+
+
+def run(document: Document) -> None:
+    """Train to the end, from where a run with the same inputs was stopped, and write the outputs."""
+    params, config = read_params(document)
+    torch.set_num_threads(params.threads)
+    real = ImageSet.open(paths.REAL / paths.IMAGESET)
+    inputs = _inputs(params, config, real)
+    with _state_folder(inputs) as folder:
+        trainer, model = _trainer(params, config, real, grids=folder / "grids")
+        checkpoints = Checkpoints(folder / "checkpoints")
+        if (state := checkpoints.load()) is not None:
+            trainer.restore(state)
+            _say(f"goes on from the checkpoint at {trainer.images_seen:,} images")
+        started, cpu_started, first = time.monotonic(), time.process_time(), trainer.images_seen
+        line = ProgressLine("train", params.images, "images")
+        with _signals() as received:
+            finished = training.run(trainer, checkpoints, report=line.update, stopping=lambda: bool(received))
+        if not finished:
+            raise StoppedError(received[0], trainer.images_seen)
+        _write(trainer, model, folder / "grids")
+        best = trainer.best_snapshot
+        _say(
+            f"{trainer.images_seen - first:,} images in {duration(time.monotonic() - started)}, "
+            f"{time.process_time() - cpu_started:.0f} CPU-seconds; "
+            f"kept the generator of {best.images_seen:,} images, whose score is {best.score:.4g}"
+        )
+
+
+def _trainer(params: Params, config: Any, real: ImageSet, grids: Path) -> tuple[training.Trainer, Model]:
+    """The trainer at its first step, and its untrained model, which says what every snapshot has in common."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    spec = ImageSpec(channels=real.channels, image_size=real.image_size, classes=len(real.classes))
+    torch.manual_seed(params.seed)
+    try:
+        family = load_family(params.family).Family(config, spec).to(device)
+    except ValueError as error:
+        raise UserError(f"{real.root}: {error}") from None
+    extractor = Judges.load(paths.FEATURES).extractor
+    reference = embed(extractor, real.arrays("validation")[0])
+    model = Model(
+        family=params.family,
+        config=config,
+        classes=real.classes,
+        channels=real.channels,
+        image_size=real.image_size,
+        images_seen=0,
+        data_fingerprint=real.fingerprint,
+        selection={
+            "metric": "Fréchet distance to the validation split in features of the in-domain extractor; lowest",
+            "samples": _SCORED,
+            "validation_images": len(reference),
+        },
+        generator=family.generator,
+    )
+
+    def judge(generator: Generator, images_seen: int) -> float:
+        snapshot = dataclasses.replace(model, generator=generator, images_seen=images_seen)
+        write_atomically(grids / f"{images_seen:08d}.png", sample_grid(snapshot, seed=_SEED))
+        images, _ = snapshot.sample(seed=_SEED + 1, start=0, count=_SCORED)
+        return frechet_distance(embed(extractor, images), reference)
+
+    batches = Batches(*real.arrays("train"), batch_size=params.batch_size, seed=params.seed, device=device)
+    trainer = training.Trainer(
+        family, batches, images=params.images, snapshot_images=params.snapshot_images, judge=judge
+    )
+    return trainer, model
+
+
+def _write(trainer: training.Trainer, model: Model, grids: Path) -> None:
+    """The snapshot with the lowest score as out/model; curves and grids as out/training."""
+    best = trainer.best_snapshot
+    trainer.average.load_state_dict(trainer.best)
+    model = dataclasses.replace(
+        model,
+        images_seen=best.images_seen,
+        selection={**model.selection, "score": best.score, "snapshots": len(trainer.snapshots)},
+        generator=trainer.average,
+    )
+    with atomic_folder(paths.MODEL) as folder:
+        model.save(folder)
+    with atomic_folder(paths.TRAINING) as folder:
+        shutil.copytree(grids, folder / "grids")
+        (folder / "grids" / "samples.png").write_bytes(sample_grid(model, seed=_SEED))
+        snapshots = [snapshot._asdict() for snapshot in trainer.snapshots]
+        for name, rows in {"curves": trainer.curves, "snapshots": snapshots}.items():
+            with (folder / f"{name}.csv").open("w", newline="") as file:
+                table = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+                table.writeheader()
+                table.writerows(rows)
+
+
+def _inputs(params: Params, config: Any, real: ImageSet) -> dict[str, Any]:
+    """All that fixes the bits of a run, by dotted name: a state is gone on from only when every one is the same."""
+    named = {f"train.{name}": value for name, value in dataclasses.asdict(params).items()}
+    named |= {f"families.{params.family}.{name}": value for name, value in dataclasses.asdict(config).items()}
+    loaded = (module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "pipeline")
+    return named | {
+        "data": real.fingerprint,
+        "features": _sha256(path for path in paths.FEATURES.rglob("*") if path.is_file()),
+        "code": _sha256(Path(file) for file in loaded if file),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _sha256(files: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sorted(files))).hexdigest()
+
+
+@contextmanager
+def _state_folder(inputs: dict[str, Any]) -> Iterator[Path]:
+    """The locked folder of this run's state, beside the DVC cache; removed when the block ends without an exception."""
+    found = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise UserError(
+            f"{Path.cwd()}: is not a DVC repository; needed one to keep checkpoints in, 'dvc init' makes it"
+        )
+    root = Path(found.stdout.strip()).parent / "forgeline-state"
+    root.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(inputs, sort_keys=True, indent=2)
+    folder = root / hashlib.sha256(text.encode()).hexdigest()
+    with locked(folder):
+        known = folder / _INPUTS
+        if not known.exists():
+            _say_what_changed(inputs, root)
+            write_atomically(known, text.encode())
+        _forget_old(root)
+        (folder / "grids").mkdir(exist_ok=True)
+        yield folder
+        shutil.rmtree(folder)
+
+
+def _say_what_changed(inputs: dict[str, Any], root: Path) -> None:
+    """Against the newest unfinished run, if there is one."""
+    unfinished = sorted(root.glob(f"*/{_INPUTS}"), key=lambda path: path.stat().st_mtime)
+    if unfinished:
+        others = json.loads(unfinished[-1].read_text())
+        changed = sorted(name for name in inputs.keys() | others.keys() if inputs.get(name) != others.get(name))
+        _say(f"starts afresh: an unfinished run is there, but with another {', '.join(changed)}")
+
+
+def _forget_old(root: Path) -> None:
+    """Remove the states of runs that stopped long ago and were never gone on with."""
+    for folder in root.iterdir():
+        if time.time() - folder.stat().st_mtime > _KEEP_UNFINISHED_SECONDS:
+            with suppress(FailedError), locked(folder):
+                shutil.rmtree(folder)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """SIGTERM and Ctrl-C are noted in the list, and not acted upon."""
+    received: list[int] = []
+    noted = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in noted}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(sentence: str) -> None:
+    print(f"train: {sentence}", file=sys.stderr, flush=True)
