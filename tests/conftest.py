@@ -1,4 +1,4 @@
-"""What every test shares: no telemetry, no network library looking outside, time limits that do not know the machine."""
+"""What every test shares: no telemetry, no network library that looks outside, no limits that know the machine."""
 
 from __future__ import annotations
 

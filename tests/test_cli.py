@@ -1,0 +1,89 @@
+"""The command line: what is wrong is said in one sentence with the right exit status, and light commands stay light."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "prefect", "dvc", "great_expectations", "torch_fidelity", "boto3", "pandas", "sklearn", "matplotlib"}
+
+
+def forgeline(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from pipeline.cli import main; main()", *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["publsh"], "'publsh' is not a command; did you mean 'publish'?"),
+        (["stage", "ingets"], "'ingets' is not a stage of dvc.yaml; did you mean 'ingest'?"),
+        (["stage", "validate"], "stage 'validate' found nothing after it, needed one of real, synthetic"),
+        (["stage", "validate", "reel"], "stage 'validate' found reel after it, needed one of real, synthetic"),
+        (["stage", "train", "real"], "stage 'train' found real after it, needed nothing"),
+        (["recipe", "minst"], "'minst' is not a recipe; did you mean 'mnist'?"),
+        (
+            ["sample", "nowhere", "--out", "x.png", "--count", "0"],
+            "Invalid value for '--count': 0 is not in the range x>=1.",
+        ),
+    ],
+)
+def test_wrong_words_get_one_sentence_and_status_2(words: list[str], sentence: str, workspace: Path) -> None:
+    ended = forgeline(*words, cwd=workspace)
+    assert (ended.returncode, ended.stderr, ended.stdout) == (2, f"forgeline: {sentence}\n", "")
+
+
+def test_a_setting_that_is_wrong_stops_the_stage_before_it_writes(workspace: Path) -> None:
+    params = workspace / "params.yaml"
+    params.write_text(params.read_text().replace("image_size:", "image_sise:"))
+    ended = forgeline("stage", "ingest", cwd=workspace)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(
+        "forgeline: params.yaml: ingest.image_sise is not a setting; did you mean 'image_size'?"
+    )
+    assert not (workspace / "out").exists()
+
+
+def test_help_names_every_command(tmp_path: Path) -> None:
+    text = forgeline("--help", cwd=tmp_path).stdout
+    for command in ("run", "recipe", "stage", "sample", "publish", "list", "pull", "verify", "doctor"):
+        assert f"\n  {command} " in text
+
+
+def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = "import sys, pipeline.cli; print(*sorted(sys.modules), sep='\\n')"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert HEAVY & {name.split(".")[0] for name in loaded.stdout.split()} == set()
+
+
+def test_a_full_disk_is_said_in_one_sentence(workspace: Path) -> None:
+    """A file size limit makes the very writes fail that a full disk would."""
+    ended = subprocess.run(
+        [
+            "bash",
+            "-c",
+            'ulimit -f 16; exec "$0" -c "from pipeline.cli import main; main()" stage ingest',
+            sys.executable,
+        ],
+        cwd=workspace,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        timeout=120,
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert "no space left on the disk" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (workspace / "out" / "real").exists()
