@@ -64,6 +64,8 @@ class Progress:
 class Generator(nn.Module):
     """What a family keeps: the network that makes images."""
 
+    conditional: bool  # whether images have the labels that were asked for
+
     @abstractmethod
     def sample_like(self, batch: Batch, spread: float = 1.0) -> Tensor:
         """Images float (B, C, H, W) in [-1, 1], as many as the batch has and with its labels, from its draws.

@@ -12,9 +12,9 @@ from pipeline.gan.family import Generator
 class NoiseGenerator(Generator):
     """A generator of images from latents (B, latent_size) and labels (B,); its subclass gives `forward`."""
 
-    def __init__(self, latent_size: int) -> None:
+    def __init__(self, latent_size: int, *, conditional: bool) -> None:
         super().__init__()
-        self.latent_size = latent_size
+        self.latent_size, self.conditional = latent_size, conditional
 
     def sample_like(self, batch: Batch, spread: float = 1.0) -> Tensor:
         images: Tensor = self(batch.draws.normal(self.latent_size) * spread, batch.labels)
@@ -22,25 +22,31 @@ class NoiseGenerator(Generator):
 
 
 class LabelledLatent(nn.Module):
-    """Latents (B, Z) joined with an embedding of the label (B,): (B, Z + E). Mirza & Osindero 2014, section 3."""
+    """Latents (B, Z) joined with an embedding of the label (B,): (B, Z + E). Mirza & Osindero 2014, section 3.
 
-    def __init__(self, classes: int, embedding_size: int) -> None:
+    With 0 classes the latents alone. `size` is that of what comes out.
+    """
+
+    def __init__(self, latent_size: int, classes: int, embedding_size: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(classes, embedding_size)
+        self.embedding = nn.Embedding(classes, embedding_size) if classes else None
+        self.size = latent_size + (embedding_size if classes else 0)
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        return torch.cat([latents, self.embedding(labels)], dim=1)
+        return latents if self.embedding is None else torch.cat([latents, self.embedding(labels)], dim=1)
 
 
 class ProjectionScore(nn.Module):
-    """Scores (B,) of features (B, D) under labels (B,): w·φ + b + ⟨v_y, φ⟩. Miyato & Koyama 2018, equation 3."""
+    """Scores (B,) of features φ (B, D) under labels y (B,): w·φ + b + ⟨v_y, φ⟩. Miyato & Koyama 2018, equation 3.
+
+    With 0 classes the linear score alone.
+    """
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
         self.linear = nn.Linear(features, 1)
-        self.embedding = nn.Embedding(classes, features)
+        self.embedding = nn.Embedding(classes, features) if classes else None
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        linear: Tensor = self.linear(features).squeeze(1)
-        projection: Tensor = (self.embedding(labels) * features).sum(1)
-        return linear + projection
+        scores: Tensor = self.linear(features).squeeze(1)
+        return scores if self.embedding is None else scores + (self.embedding(labels) * features).sum(1)

@@ -56,7 +56,7 @@ class Model:
     @property
     def conditional(self) -> bool:
         """Whether samples have the label that was asked for."""
-        return bool(getattr(self.config, "class_conditional", True))
+        return self.generator.conditional
 
     @cached_property
     def files(self) -> dict[str, bytes]:

@@ -161,8 +161,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         for name, optimizer in self.optimizers.items():
             for parameter, held in zip(self.parameters[name], state["optimizers"][name], strict=True):
-                # Cloned: fresh memory is aligned as it was before the checkpoint, on which kernels may depend.
-                optimizer.state[parameter] = {key: value.to(parameter.device).clone() for key, value in held.items()}
+                optimizer.state[parameter] = {key: _placed_like(parameter, value) for key, value in held.items()}
         self.snapshots = [Snapshot(*pair) for pair in state["snapshots"]]
         self.best, self.curves, self._sums = state["best"], state["curves"], state["sums"]
 
@@ -204,3 +203,10 @@ def _note(trainer: Trainer) -> str:
 
 def _floating(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, tensor) for name, tensor in module.state_dict().items() if tensor.is_floating_point()]
+
+
+def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy as the optimizer itself would have made it: on the same device, in the same memory format and aligned."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device).clone()
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -34,10 +34,10 @@ class Config(family.Config):
 
 class Generator(NoiseGenerator):
     def __init__(self, config: Config, spec: ImageSpec) -> None:
-        super().__init__(config.latent_size)
-        self.join = LabelledLatent(spec.classes, config.embedding_size)
+        super().__init__(config.latent_size, conditional=True)
+        self.join = LabelledLatent(config.latent_size, spec.classes, config.embedding_size)
         self.layers = nn.Sequential(
-            nn.Linear(config.latent_size + config.embedding_size, config.width, bias=False),
+            nn.Linear(self.join.size, config.width, bias=False),
             nn.BatchNorm1d(config.width),
             nn.ReLU(),
             nn.Linear(config.width, config.width, bias=False),

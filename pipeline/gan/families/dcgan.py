@@ -1,0 +1,124 @@
+"""Deep convolutional GAN (Radford, Metz & Chintala 2015, arXiv 1511.06434), labelled where wanted.
+
+Strided and transposed 4×4 convolutions in place of pooling, batch normalization in both networks but for the layers
+that touch pixels, ReLU in the generator and leaky ReLU in the discriminator, weights begun as N(0, 0.02). A label goes
+into the generator with the latent and into the discriminator by projection (Miyato & Koyama 2018, arXiv 1802.05637).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.gan import family, objectives, penalties
+from pipeline.gan.batches import Batch
+from pipeline.gan.diffaugment import Policy, augment
+from pipeline.gan.family import ImageSpec, Progress
+from pipeline.gan.layers import LabelledLatent, NoiseGenerator, ProjectionScore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(family.Config):
+    """`families.dcgan` of params.yaml."""
+
+    class_conditional: bool = True
+    objective: Literal["non_saturating", "hinge"] = "non_saturating"
+    latent_size: int = 100
+    embedding_size: int = 32  # of the label, where it is joined to the latent
+    width: int = 64  # channels at half the image's size; twice as many at each smaller size, at most 8 times
+    r1_gamma: float = 0.0
+    r1_every: int = 16  # steps
+    augment: tuple[Policy, ...] = ()  # DiffAugment: color, translation, cutout
+    precision: Literal["bfloat16", "float32"] = "bfloat16"  # of convolutions while training
+
+
+def _channels(config: Config, spec: ImageSpec) -> list[int]:
+    """Channels at each size from the smallest (4×4, or 2×2 for images of 8×8) to half the image's size."""
+    size = spec.image_size
+    if size & (size - 1) or not 8 <= size <= 256:
+        raise ValueError(f"images are {size}×{size}; dcgan needed a power of two from 8 to 256, see ingest.image_size")
+    levels = max(2, size.bit_length() - 3)
+    return [config.width * min(8, 2**level) for level in reversed(range(levels))]
+
+
+def _initialize(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.normal_(module.weight, 0, 0.02)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1, 0.02)
+    network.to(memory_format=torch.channels_last)
+
+
+class Generator(NoiseGenerator):
+    def __init__(self, config: Config, spec: ImageSpec) -> None:
+        super().__init__(config.latent_size, conditional=config.class_conditional)
+        channels = _channels(config, spec)
+        size = spec.image_size // 2 ** len(channels)
+        self.join = LabelledLatent(config.latent_size, spec.classes if self.conditional else 0, config.embedding_size)
+        layers: list[nn.Module] = [
+            nn.Linear(self.join.size, channels[0] * size**2, bias=False),
+            nn.Unflatten(1, (channels[0], size, size)),
+        ]
+        for before, after in itertools.pairwise(channels):
+            layers += [nn.BatchNorm2d(before), nn.ReLU(), nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]
+        layers += [nn.BatchNorm2d(channels[-1]), nn.ReLU(), nn.ConvTranspose2d(channels[-1], spec.channels, 4, 2, 1)]
+        self.layers = nn.Sequential(*layers, nn.Tanh())
+        _initialize(self)
+
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+        images: Tensor = self.layers(self.join(latents, labels))
+        return images
+
+
+class Discriminator(nn.Module):
+    def __init__(self, config: Config, spec: ImageSpec) -> None:
+        super().__init__()
+        channels = _channels(config, spec)[::-1]
+        size = spec.image_size // 2 ** len(channels)
+        layers: list[nn.Module] = [nn.Conv2d(spec.channels, channels[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        for before, after in itertools.pairwise(channels):
+            layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+        self.score = ProjectionScore(channels[-1] * size**2, spec.classes if config.class_conditional else 0)
+        _initialize(self)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        scores: Tensor = self.score(self.layers(images), labels)
+        return scores.float()
+
+
+class Family(family.Family):
+    config: Config
+
+    def __init__(self, config: Config, spec: ImageSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.generator = Generator(config, spec)
+        self.discriminator = Discriminator(config, spec)
+        self.objective: objectives.Objective = getattr(objectives, config.objective)
+
+    def losses(self, real: Batch, progress: Progress) -> Iterator[tuple[str, Tensor]]:
+        config = self.config
+        precision = torch.autocast(real.images.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+        with precision:
+            fakes = augment(self.generator.sample_like(real), config.augment, real.draws)
+            images = augment(real.images, config.augment, real.draws)
+            real_scores = self.discriminator(images, real.labels)
+            fake_scores = self.discriminator(fakes.detach(), real.labels)
+        loss = self.objective.discriminator(real_scores, fake_scores)
+        if config.r1_gamma and (weight := penalties.lazy(progress.step, config.r1_every)):
+            penalty = penalties.r1(lambda images: self.discriminator(images, real.labels), images)
+            loss = loss + config.r1_gamma * weight * penalty
+        progress.charts["real_accuracy"] = (real_scores > 0).float().mean()
+        progress.charts["fake_accuracy"] = (fake_scores < 0).float().mean()
+        yield "discriminator", loss
+
+        with precision:
+            fake_scores = self.discriminator(fakes, real.labels)
+        yield "generator", self.objective.generator(real_scores.detach(), fake_scores)
