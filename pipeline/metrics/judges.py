@@ -14,14 +14,16 @@ from pipeline.imageset.files import sha256_file
 from pipeline.metrics.classifier import Classifier, load, predict
 
 INDEX = "features.json"
+EXTRACTOR, FILTER = "extractor.safetensors", "filter.safetensors"
+JUDGES = tuple(f"judge-{number}.safetensors" for number in range(3))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judges:
-    """What `features` trained on the real training split, each with its own seed.
+    """What `features` trained on the real training split.
 
     `extractor` gives the in-domain features of fidelity and of snapshot selection; `filter` gives the confidence that
-    `augment` filters by; `ensemble` is never used for anything but judging. `about` is features.json.
+    `augment` filters by; `ensemble` is used for nothing but judging. `about` is features.json.
     """
 
     extractor: Classifier
@@ -31,20 +33,21 @@ class Judges:
 
     @classmethod
     def load(cls, folder: Path) -> Judges:
-        """Read the folder of the `features` stage. Raises UserError when it is none, FailedError on another hash."""
+        """Read out/features. Raises UserError when there is none, FailedError when a file is another than written."""
         try:
             about = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"{folder / INDEX}: not found; needed the judges, run the features stage first") from None
-        for file, entry in about["classifiers"].items():
-            found = sha256_file(folder / file)
-            if found != entry["sha256"]:
-                raise FailedError(f"{folder / file}: sha256 is {found}; needed {entry['sha256']} of {INDEX}")
-        judges = sorted(file for file in about["classifiers"] if file.startswith("judge"))
+            raise UserError(f"{folder / INDEX}: not found; needed the judges that the features stage trains") from None
+        loaded = {}
+        for file in (EXTRACTOR, FILTER, *JUDGES):
+            loaded[file] = load(folder / file)
+            needed, found = about["classifiers"][file]["sha256"], sha256_file(folder / file)
+            if found != needed:
+                raise FailedError(f"{folder / file}: has the sha256 {found}; needed {needed} as in {INDEX}")
         return cls(
-            extractor=load(folder / "extractor.safetensors"),
-            filter=load(folder / "filter.safetensors"),
-            ensemble=tuple(load(folder / file) for file in judges),
+            extractor=loaded[EXTRACTOR],
+            filter=loaded[FILTER],
+            ensemble=tuple(loaded[file] for file in JUDGES),
             about=about,
         )
 

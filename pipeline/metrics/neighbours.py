@@ -32,3 +32,18 @@ def nearest(images: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.
 def _flat(images: np.ndarray) -> torch.Tensor:
     """Rows around zero, so that float32 holds the differences of squares."""
     return torch.from_numpy(np.array(images)).flatten(start_dim=1).float() - 127.5
+
+
+def memorization(generated: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
+    """What distances to the nearest training image, of generated and of held-out real images, say about copying.
+
+    `nearer_than_median` and `nearer_than_percentile_1`: the share of generated images at least as near as that
+    quantile of the held-out ones; 0.5 and 0.01 are expected of new real images, 1 of copies. `copies`: how many are at
+    distance 0; `nearest`: the smallest distance.
+    """
+    return {
+        "nearer_than_median": float((generated <= np.quantile(held_out, 0.5)).mean()),
+        "nearer_than_percentile_1": float((generated <= np.quantile(held_out, 0.01)).mean()),
+        "copies": int((generated == 0).sum()),
+        "nearest": float(generated.min()),
+    }

@@ -1,0 +1,37 @@
+"""Are all classes there, as asked for and as varied as the real ones?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def agreement(asked: np.ndarray, judged: np.ndarray, classes: int) -> np.ndarray:
+    """Per class the share of its images that the judges give the asked-for label; NaN for a class without images."""
+    right = np.bincount(asked[asked == judged], minlength=classes)
+    count = np.bincount(asked, minlength=classes)
+    return np.divide(right, count, out=np.full(classes, np.nan), where=count > 0)
+
+
+def balance(judged: np.ndarray, real: np.ndarray, classes: int) -> dict[str, float]:
+    """How the judged labels of generated images spread over the classes, against real labels.
+
+    `classes_covered`: classes with at least a tenth of their real share. `kl_from_real`: Σ p log(p/q) in nats, p the
+    shares of the judged labels, q the real ones.
+    """
+    p = np.bincount(judged, minlength=classes) / len(judged)
+    q = np.bincount(real, minlength=classes) / len(real)
+    there = p > 0
+    return {
+        "classes_covered": int((p >= q / 10).sum()),
+        "kl_from_real": float((p[there] * np.log(p[there] / q[there])).sum()),
+    }
+
+
+def pixel_spread(images: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Per class the standard deviation over its images, averaged over pixels, in levels; NaN below two images."""
+    spread = np.full(classes, np.nan)
+    for label in range(classes):
+        members = images[labels == label]
+        if len(members) > 1:
+            spread[label] = members.astype(np.float64).std(axis=0).mean()
+    return spread

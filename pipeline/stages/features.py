@@ -1,0 +1,100 @@
+"""`features`: train the classifiers that give features, filter and judge, on the real training split.
+
+They are never one and the same: the filter never judges, and the judges have another architecture and other seeds, so
+that neither filtering nor snapshot selection can make the agreement look good.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline import paths
+from pipeline.errors import UserError
+from pipeline.imageset import ImageSet
+from pipeline.imageset.files import atomic_folder
+from pipeline.metrics.classifier import Classifier, predict, save, train_classifier
+from pipeline.metrics.judges import EXTRACTOR, FILTER, INDEX, JUDGES
+from pipeline.params import Document
+from pipeline.progress import progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """The `features` section of params.yaml."""
+
+    seed: int = 1
+    images_seen: int = 30_000  # by each of the classifiers
+    width: int = 16  # channels of the first layer
+    flip: bool = False  # whether a mirror image keeps its class
+    threads: int = 1  # of torch; another count gives other bits
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; needed at least 0")
+        if self.images_seen < 1000:
+            raise ValueError(f"images_seen is {self.images_seen}; needed at least 1000")
+        if self.width < 4:
+            raise ValueError(f"width is {self.width}; needed at least 4")
+        if self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; needed at least 1")
+
+
+def read_params(document: Document) -> Params:
+    return document.section("features", Params)
+
+
+def train_all(
+    images: np.ndarray, labels: np.ndarray, *, classes: int, params: Params
+) -> dict[str, tuple[Classifier, int]]:
+    """Each file's classifier and its seed. Judges are narrower and twice as deep as the extractor and the filter."""
+    trained = {}
+    for number, file in enumerate(progress([EXTRACTOR, FILTER, *JUDGES], "features", 2 + len(JUDGES), "classifiers")):
+        judge = file in JUDGES
+        classifier = train_classifier(
+            images,
+            labels,
+            classes=classes,
+            seed=params.seed + number,
+            images_seen=params.images_seen,
+            width=params.width * 3 // 4 if judge else params.width,
+            blocks=2 if judge else 1,
+            flip=params.flip,
+        )
+        trained[file] = (classifier, params.seed + number)
+    return trained
+
+
+def run(document: Document) -> None:
+    """Write out/features: the classifiers, and features.json with their hashes, seeds and accuracies."""
+    params = read_params(document)
+    torch.set_num_threads(params.threads)
+    real = ImageSet.open(paths.REAL / paths.IMAGESET)
+    for name, count in zip(real.classes, real.counts["train"], strict=True):
+        if count == 0:
+            raise UserError(f"{real.root}: the training split has no image of class '{name}'; needed at least 1")
+    images, labels = real.arrays("train")
+    trained = train_all(images, labels, classes=len(real.classes), params=params)
+    held_out, truth = real.arrays("validation")
+    right = {file: predict(classifier, held_out).argmax(axis=1) == truth for file, (classifier, _) in trained.items()}
+    with atomic_folder(paths.FEATURES) as folder:
+        about = {
+            "classifiers": {
+                file: {
+                    **classifier.config,
+                    "seed": seed,
+                    "sha256": save(classifier, folder / file),
+                    "validation_accuracy": float(right[file].mean()),
+                }
+                for file, (classifier, seed) in trained.items()
+            },
+            "class_names": list(real.classes),
+            "data_fingerprint": real.fingerprint,
+            "images_seen": params.images_seen,
+            "train_images": len(images),
+            "validation_images": len(held_out),
+        }
+        (folder / INDEX).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
