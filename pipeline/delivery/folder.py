@@ -1,0 +1,113 @@
+"""A store in a folder of this machine or of a shared file system."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from pipeline.delivery.stores import ForbiddenError
+from pipeline.errors import FailedError, UserError
+from pipeline.imageset.files import atomic_file
+
+
+class FolderStore:
+    """Objects are files that appear whole; a lock makes the look and the rename of a conditional write one act."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/") or "/"
+        self.root = Path(url)
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"{url}: is a file; needed s3://bucket/prefix or a folder")
+
+    def read(self, key: str, limit: int) -> tuple[bytes, str] | None:
+        path = self.root / key
+        try:
+            with _in_a_sentence(path), path.open("rb") as file:
+                data = file.read(limit + 1)
+        except FileNotFoundError:
+            return None
+        if len(data) > limit:
+            raise FailedError(f"{path}: is larger than {limit} bytes; needed what Forgeline writes there")
+        return data, hashlib.sha256(data).hexdigest()
+
+    def chunks(self, key: str) -> Generator[bytes, None, None]:
+        path = self.root / key
+        try:
+            with _in_a_sentence(path), path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    yield chunk
+        except FileNotFoundError:
+            raise FailedError(f"{path}: is missing") from None
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        with _in_a_sentence(self.root / prefix):
+            return {
+                path.relative_to(self.root).as_posix(): path.stat().st_size
+                for path in (self.root / prefix).rglob("*")
+                if path.is_file() and not path.name.startswith(".")  # a hidden one is still being written
+            }
+
+    def folders(self, prefix: str) -> list[str]:
+        try:
+            with _in_a_sentence(self.root / prefix):
+                return sorted(path.name for path in (self.root / prefix).iterdir() if path.is_dir())
+        except FileNotFoundError:
+            return []
+
+    def create(self, key: str, source: bytes | Path) -> bool:
+        path = self.root / key
+        try:
+            with _in_a_sentence(path), ExitStack() as held, atomic_file(path) as file:
+                if isinstance(source, bytes):
+                    file.write(source)
+                else:
+                    with source.open("rb") as original:
+                        shutil.copyfileobj(original, file, 1 << 20)
+                file.flush()
+                os.fsync(file.fileno())  # the lock is not kept while a disk is slow
+                held.enter_context(self._locked())
+                if path.exists():
+                    raise FileExistsError
+        except FileExistsError:
+            return False
+        return True
+
+    def swap(self, key: str, data: bytes, tag: str | None) -> bool:
+        path = self.root / key
+        with _in_a_sentence(path), self._locked():
+            found = self.read(key, 1 << 30)
+            if (found[1] if found else None) != tag:
+                return False
+            with atomic_file(path) as file:
+                file.write(data)
+        return True
+
+    def delete(self, key: str) -> None:
+        with _in_a_sentence(self.root / key):
+            (self.root / key).unlink(missing_ok=True)
+            with suppress(OSError):  # a folder is there while something is in it, as in S3
+                (self.root / key).parent.rmdir()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".forgeline.lock").open("a") as file:  # NFS locks only what is open for writing
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+@contextmanager
+def _in_a_sentence(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except PermissionError as error:
+        raise ForbiddenError(f"{error.filename or path}: may not be read or written by this user") from None
+    except OSError as error:
+        raise FailedError(f"{error.filename or path}: {error.strerror or error}") from None

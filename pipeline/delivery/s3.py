@@ -1,0 +1,166 @@
+"""A store in a bucket of S3, or of a server that speaks as S3 does."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import random
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+import boto3.session
+from botocore import exceptions
+from botocore.config import Config
+
+from pipeline.delivery.stores import BrokenError, ForbiddenError
+from pipeline.errors import FailedError, UserError
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+
+_CONFLICT_TRIES = 8
+
+
+class _Condition(TypedDict, total=False):
+    IfMatch: str
+    IfNoneMatch: str
+
+
+class S3Store:
+    """Conditional writes are PutObject with If-None-Match and If-Match: upload_file refuses conditions.
+
+    The plain AWS credential chain and AWS_ENDPOINT_URL_S3 are honoured.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.bucket, _, prefix = url.removeprefix("s3://").strip("/").partition("/")
+        if not self.bucket:
+            raise UserError(f"'{url}' names no bucket; needed s3://bucket/prefix")
+        self.prefix = f"{prefix}/" if prefix else ""
+        self.url = f"s3://{self.bucket}/{prefix}".rstrip("/")
+        config = Config(
+            connect_timeout=4,
+            read_timeout=60,
+            retries={"mode": "standard", "total_max_attempts": 3},
+            max_pool_connections=32,
+            # Content-MD5 guards what is sent and sha256 what is read; not every server knows the newer checksums.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        with self._in_a_sentence():
+            self.client: S3Client = boto3.session.Session().client("s3", config=config)
+
+    def read(self, key: str, limit: int) -> tuple[bytes, str] | None:
+        try:
+            with self._in_a_sentence():
+                answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)
+                data = answer["Body"].read(limit + 1)
+                answer["Body"].close()
+        except self.client.exceptions.NoSuchKey:
+            return None
+        if len(data) > limit:
+            raise FailedError(f"{self.url}/{key}: is larger than {limit} bytes; needed what Forgeline writes there")
+        return data, answer["ETag"]
+
+    def chunks(self, key: str) -> Generator[bytes, None, None]:
+        try:
+            with self._in_a_sentence():
+                body = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"]
+                yield from body.iter_chunks(1 << 20)
+        except self.client.exceptions.NoSuchKey:
+            raise FailedError(f"{self.url}/{key}: is missing") from None
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
+        with self._in_a_sentence():
+            objects = [found for page in pages for found in page.get("Contents", [])]
+        return {found["Key"].removeprefix(self.prefix): found["Size"] for found in objects}
+
+    def folders(self, prefix: str) -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=self.prefix + prefix, Delimiter="/"
+        )
+        with self._in_a_sentence():
+            found = [folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", [])]
+        return sorted(folder.removeprefix(self.prefix + prefix).rstrip("/") for folder in found)
+
+    def create(self, key: str, source: bytes | Path) -> bool:
+        return self._put(key, source, {"IfNoneMatch": "*"})
+
+    def swap(self, key: str, data: bytes, tag: str | None) -> bool:
+        if tag is None:
+            return self._put(key, data, {"IfNoneMatch": "*"})
+        if self._put(key, data, {"IfMatch": tag}):
+            return True
+        found = self.read(key, 1 << 20)
+        # Ceph RGW 16 wants the tag without its quotes and else calls every one stale.
+        return found is not None and found[1] == tag and self._put(key, data, {"IfMatch": tag.strip('"')})
+
+    def delete(self, key: str) -> None:
+        with self._in_a_sentence():
+            self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+
+    def _put(self, key: str, source: bytes | Path, condition: _Condition) -> bool:
+        for attempt in range(_CONFLICT_TRIES):
+            with self._in_a_sentence(), io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as body:
+                digest = hashlib.file_digest(body, lambda: hashlib.md5(usedforsecurity=False)).digest()
+                body.seek(0)
+                try:
+                    self.client.put_object(
+                        Bucket=self.bucket,
+                        Key=self.prefix + key,
+                        Body=body,
+                        ContentMD5=base64.b64encode(digest).decode(),
+                        **condition,
+                    )
+                    return True
+                except exceptions.ClientError as error:
+                    status, code = _status(error)
+                    if status == 412 or code == "NoSuchKey":  # stale, or removed meanwhile
+                        return False
+                    if status != 409:
+                        raise
+            time.sleep(random.uniform(0, 0.1 * 2**attempt))
+        raise FailedError(f"{self.url}/{key}: other writers were in the way {_CONFLICT_TRIES} times; try again later")
+
+    @contextmanager
+    def _in_a_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except exceptions.ClientError as error:
+            status, code = _status(error)
+            if code == "NoSuchKey":
+                raise
+            if code == "NoSuchBucket":
+                raise UserError(f"{self.url}: there is no bucket '{self.bucket}' at {self._endpoint}") from None
+            operation, message = error.operation_name, error.response["Error"].get("Message") or "no reason given"
+            if status in (401, 403):
+                raise ForbiddenError(
+                    f"{self.url}: {operation} is refused with these credentials ({code}); needed ones that may"
+                ) from None
+            raise FailedError(f"{self.url}: {operation} failed with {status} {code} ({message})") from None
+        except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
+            raise FailedError(
+                f"{self.url}: found no credentials; needed AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "a profile in AWS_PROFILE, or a role of this machine"
+            ) from None
+        except (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:
+            raise BrokenError(f"{self.url}: {self._endpoint} did not answer ({type(error).__name__})") from None
+        except (exceptions.ParamValidationError, exceptions.ProfileNotFound, ValueError) as error:
+            raise UserError(f"{self.url}: {' '.join(str(error).split())}") from None
+        except exceptions.BotoCoreError as error:
+            raise FailedError(f"{self.url}: {' '.join(str(error).split())}") from None
+
+    @property
+    def _endpoint(self) -> str:
+        return self.client.meta.endpoint_url
+
+
+def _status(error: exceptions.ClientError) -> tuple[int, str]:
+    """The HTTP status and the error code in an answer; servers leave out either."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status, error.response.get("Error", {}).get("Code", "unknown")

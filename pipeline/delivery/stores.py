@@ -1,0 +1,102 @@
+"""Where releases live: a folder or an S3 bucket, both with create-once and compare-and-swap."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Generator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.errors import FailedError, UserError
+
+
+class ForbiddenError(FailedError):
+    """The store refuses these credentials."""
+
+
+class BrokenError(FailedError):
+    """The connection broke, or nobody answered; it may go well another time."""
+
+
+class Store(Protocol):
+    """Keys are relative, with '/' between their parts. Everything raises FailedError or UserError in one sentence."""
+
+    url: str
+
+    def read(self, key: str, limit: int) -> tuple[bytes, str] | None:
+        """A small object and its tag, None where there is none. Raises FailedError above `limit` bytes."""
+
+    def chunks(self, key: str) -> Generator[bytes, None, None]:
+        """The object's bytes, a megabyte or less at a time."""
+
+    def sizes(self, prefix: str) -> Mapping[str, int]:
+        """The bytes of each object whose key begins with `prefix`, a key that ends in '/'."""
+
+    def folders(self, prefix: str) -> list[str]:
+        """The names of the folders directly in `prefix`, which is empty or ends in '/'."""
+
+    def create(self, key: str, source: bytes | Path) -> bool:
+        """Write the object whole; False, and nothing written, where there is one already."""
+
+    def swap(self, key: str, data: bytes, tag: str | None) -> bool:
+        """Replace the object that was read with `tag` (None: that was not there); False if it is another by now."""
+
+    def delete(self, key: str) -> None:
+        """Remove the object."""
+
+
+def open_store(url: str) -> Store:
+    """The store at `url`: s3://bucket/prefix or a folder. Nothing is read or written yet."""
+    if url.startswith("s3://"):
+        from pipeline.delivery.s3 import S3Store
+
+        return S3Store(url)
+    if "://" in url or not url:
+        raise UserError(f"'{url}' is not a store; needed s3://bucket/prefix or a folder")
+    from pipeline.delivery.folder import FolderStore
+
+    return FolderStore(url)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promises:
+    """What a store was seen to do: read, write, refuse to create twice, refuse a swap on a stale tag."""
+
+    read: bool
+    write: bool
+    create: bool
+    swap: bool
+
+
+def check(store: Store) -> Promises:
+    """Try every promise on an object of its own, removed afterwards. Raises FailedError when the store is not there."""
+    key = f".forgeline/probe-{secrets.token_hex(8)}"
+    try:
+        store.folders("")
+        read = True
+    except ForbiddenError:
+        read = False
+    try:
+        store.create(key, b"a probe; may be removed")
+    except ForbiddenError:
+        return Promises(read=read, write=False, create=False, swap=False)
+    try:
+        creates, swaps = keeps_conditions(store, key, b"a probe; may be removed")
+        found = store.read(key, 1000)
+        swaps = swaps and found is not None and store.swap(key, b"a swapped probe; may be removed", found[1])
+    except ForbiddenError:
+        return Promises(read=False, write=True, create=False, swap=False)
+    finally:
+        with suppress(ForbiddenError):
+            store.delete(key)
+    return Promises(read=read, write=True, create=creates, swap=swaps)
+
+
+def keeps_conditions(store: Store, key: str, data: bytes) -> tuple[bool, bool]:
+    """Whether the store refuses to create the object `key` again, and to swap it on a wrong tag.
+
+    The object holds `data` already, so that a store which ignores conditions writes what is there.
+    """
+    return not store.create(key, data), not store.swap(key, data, '"00000000000000000000000000000000"')

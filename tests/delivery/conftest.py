@@ -1,0 +1,236 @@
+"""Real stores: a folder, moto's S3 server on loopback, and a proxy before it that misbehaves on request."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import http.client
+import io
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.delivery import Description, Lineage, Metric
+from pipeline.imageset import ImageSet, Row, write_imageset
+
+CONDITIONS = ("if-match", "if-none-match")
+
+
+@pytest.fixture(scope="session")
+def moto_endpoint() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def endpoint(moto_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The S3 server, and an environment that finds it and nothing of the person who runs the tests."""
+    for key, value in {
+        "AWS_ENDPOINT_URL_S3": moto_endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(tmp_path / "no-config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no-credentials"),
+    }.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    return moto_endpoint
+
+
+@pytest.fixture
+def bucket(endpoint: str, tmp_path: Path) -> str:
+    name = f"bucket-{abs(hash(tmp_path)):x}"
+    boto3.session.Session().client("s3").create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def s3_url(bucket: str) -> str:
+    return f"s3://{bucket}/sets"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty store of each kind."""
+    if request.param == "folder":
+        return str(tmp_path / "releases")
+    found: str = request.getfixturevalue("s3_url")
+    return found
+
+
+class Proxy:
+    """Passes requests on to the S3 server. `fault` sees (number, method, path, headers) and may answer otherwise:
+
+    'drop': closes the connection at once; 'lose': passes the request on and closes; 'cut': sends half of the answer;
+    'flip': changes a byte of what was sent; a number: that status and nothing passed on. It may change the headers
+    that are passed on. As S3 does and moto does not, it refuses a body that is not what Content-MD5 says.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.fault: Callable[[int, str, str, dict[str, str]], str | int | None] = lambda *_: None
+        self.log: list[tuple[str, str]] = []
+        proxy, lock, host = self, threading.Lock(), target.removeprefix("http://")
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_any(self) -> None:
+                headers = {key.lower(): value for key, value in self.headers.items()}
+                body = self.rfile.read(int(headers.get("content-length", 0)))
+                headers.pop("expect", None)
+                with lock:
+                    proxy.log.append((self.command, self.path))
+                    number = len(proxy.log)
+                fault = proxy.fault(number, self.command, self.path, headers)
+                if fault == "drop":
+                    self.close_connection = True
+                    return
+                if fault == "flip" and body:
+                    body = bytes([body[0] ^ 1]) + body[1:]
+                if (md5 := headers.get("content-md5")) and base64.b64decode(md5) != hashlib.md5(body).digest():
+                    fault = 400
+                if isinstance(fault, int):
+                    status, sent, content = fault, [], b"<Error><Code>Fault</Code><Message>injected</Message></Error>"
+                else:
+                    server = http.client.HTTPConnection(host)
+                    server.request(self.command, self.path, body, headers)
+                    answer = server.getresponse()
+                    status, sent, content = answer.status, answer.getheaders(), answer.read()
+                    server.close()
+                if fault == "lose":
+                    self.close_connection = True
+                    return
+                self.send_response(status)
+                for key, value in sent:
+                    if key.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
+                        self.send_header(key, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if fault == "cut":
+                    content = content[: len(content) // 2]
+                    self.close_connection = True
+                if self.command != "HEAD":
+                    self.wfile.write(content)
+
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any  # noqa: N815
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def proxy(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before the S3 server that every store opened from now on goes through; retries do not wait."""
+    found = Proxy(endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", found.url)
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+
+
+@pytest.fixture
+def ignoring(proxy: Proxy) -> Proxy:
+    """A server that ignores conditional writes."""
+
+    def fault(number: int, method: str, path: str, headers: dict[str, str]) -> None:
+        for name in CONDITIONS:
+            headers.pop(name, None)
+
+    proxy.fault = fault
+    return proxy
+
+
+def make_set(
+    root: Path, seed: int = 0, *, classes: tuple[str, ...] = ("zero", "one", "two"), count: int = 24
+) -> ImageSet:
+    def rows() -> Iterator[Row]:
+        random = np.random.default_rng(seed)
+        for index in range(count):
+            yield Row(
+                split="train",
+                label=index % len(classes),
+                image=random.integers(0, 256, (1, 8, 8), np.uint8),
+                path=f"{index:05d}.png",
+                provenance={"seed": seed, "index": index, "confidence": 0.5 + index / 1000, "note": "drawn"},
+            )
+
+    return write_imageset(
+        root,
+        rows(),
+        classes=classes,
+        source={"kind": "digits", "licence": "CC BY 4.0"},
+        resize=None,
+        synthetic=True,
+        generator={"family": "conditional", "model": "ab" * 32},
+        shard_images=10,
+    )
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageSet:
+    """24 synthetic images in three shards."""
+    return make_set(tmp_path / "imageset")
+
+
+@pytest.fixture
+def make_images() -> Callable[..., ImageSet]:
+    return make_set
+
+
+def describe(**changes: Any) -> Description:
+    picture = io.BytesIO()
+    Image.new("L", (8, 8), 128).save(picture, format="PNG")
+    lineage = Lineage(
+        model="ab" * 32,
+        params={"train": {"family": "conditional", "images": 1000}},
+        seed=3,
+        data_fingerprint="cd" * 32,
+        dvc_lock="ef" * 32,
+        git_commit="0123456789abcdef0123456789abcdef01234567",
+        metrics={"synthetic": {"fid": 1.5}},
+        validation={"synthetic": {"success": True}},
+    )
+    lineage = dataclasses.replace(lineage, **{key: changes.pop(key) for key in list(changes) if hasattr(lineage, key)})
+    description = Description(
+        title="Digits, synthetic",
+        licence="CC BY 4.0",
+        source="1,797 handwritten digits.",
+        verdict="A classifier with 5 % of the real digits gains 3 points.",
+        measured=(Metric(name="FID", value="1.5", protocol="24 images | in-domain"),),
+        not_good_for=("Images larger than 8×8.",),
+        how_made="A conditional GAN.",
+        grid=picture.getvalue(),
+        lineage=lineage,
+    )
+    return dataclasses.replace(description, **changes)
+
+
+@pytest.fixture
+def description() -> Description:
+    return describe()
+
+
+@pytest.fixture
+def make_description() -> Callable[..., Description]:
+    return describe
