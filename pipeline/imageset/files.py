@@ -9,14 +9,12 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.errors import FailedError
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sha256_file(path: Path) -> str:
@@ -33,8 +31,11 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file, open for writing, that takes the place of `path` at the end; an exception leaves `path` as it was."""
-    with _full_disk_in_a_sentence(path), _claimed_sibling(path) as part, part.open("wb") as file:
+    """A new file, open for writing, that takes the place of `path` at the end; an exception leaves `path` as it was.
+
+    Raises FailedError on a full disk and where nothing can be written.
+    """
+    with _new_sibling(path, Path.touch) as part, part.open("wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -44,93 +45,82 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `path`, and of all that was in it, at the end.
-
-    An exception removes the new folder and leaves `path` as it was. Raises FailedError on a full disk.
-    """
-    with _full_disk_in_a_sentence(path), _claimed_sibling(path, folder=True) as part:
+    """A new folder that takes the place of `path`, and of all that was in it, at the end; else as `atomic_file`."""
+    with _new_sibling(path, Path.mkdir) as part:
         yield part
         for folder, _, names in os.walk(part):
-            for name in names:
+            for name in (*names, "."):
                 _fsync(Path(folder, name))
-            _fsync(Path(folder))
-        if path.is_dir():
-            # POSIX renames onto an empty folder only
-            path.rename(_sibling(path))
+        old = _sibling(path)
+        if path.exists() or path.is_symlink():  # only an empty folder can be renamed onto
+            path.rename(old)
         part.rename(path)
         _fsync(path.parent)
-    _remove_abandoned(path)
+        _remove(old)
 
 
 @contextmanager
-def _full_disk_in_a_sentence(path: Path) -> Iterator[None]:
+def _new_sibling(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
+    """A hidden sibling of `path`, locked while in use, and gone at the end unless it was renamed."""
+    part = _sibling(path)
     try:
-        yield
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _opened(path.parent) as parent:
+            if _lock(parent, fcntl.LOCK_EX | fcntl.LOCK_NB):  # alone: nobody is between creating a sibling and its lock
+                _remove_abandoned(path)
+            _lock(parent, fcntl.LOCK_SH)  # shared, as the parent may be a folder that this process is making
+            create(part)
+            claim = os.open(part, os.O_RDONLY)
+            _lock(claim, fcntl.LOCK_SH)
     except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise FailedError(f"{path}: could not be written, the disk is full ({os.strerror(error.errno)})") from error
+        raise FailedError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        yield part
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or error.filename == str(part):
+            raise FailedError(f"{path}: cannot be written ({os.strerror(error.errno or 0)})") from error
+        raise  # of what the caller reads
+    finally:
+        _remove(part)
+        os.close(claim)
 
 
 def _sibling(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
-@contextmanager
-def _claimed_sibling(path: Path, *, folder: bool = False) -> Iterator[Path]:
-    """A new hidden sibling of `path`, locked while it is written, and gone at the end unless it was renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
-    part = _sibling(path)
-    with _locked(path.parent):  # nobody may take it for abandoned between its creation and its lock
-        part.mkdir() if folder else part.touch(exist_ok=False)
-        claim = _lock(part)
-    try:
-        yield part
-    finally:
-        _remove(part)
-        os.close(claim)
-
-
 def _remove_abandoned(path: Path) -> None:
-    """Remove siblings that no living process has locked: a killed one could not tidy up after itself."""
-    with _locked(path.parent):
-        for part in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-            with suppress(BlockingIOError, FileNotFoundError):
-                claim = _lock(part, fcntl.LOCK_NB)
+    """Remove siblings that no living process has locked: one that was killed could not tidy up after itself."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with suppress(FileNotFoundError), _opened(part) as descriptor:  # its writer may just have finished
+            if _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 _remove(part)
-                os.close(claim)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    claim = _lock(path)
+def _lock(descriptor: int, flags: int) -> bool:
     try:
-        yield
-    finally:
-        os.close(claim)
+        fcntl.flock(descriptor, flags)
+    except OSError:  # held by another; or a network disk without locks, where nothing is ever taken for abandoned
+        return False
+    return True
 
 
-def _lock(path: Path, flags: int = 0) -> int:
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
-    except BaseException:
+        yield descriptor
+    finally:
         os.close(descriptor)
-        raise
-    return descriptor
 
 
 def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+    with _opened(path) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,10 +17,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import FailedError, UserError
-from pipeline.imageset.decode import decode_shard, decoded
+from pipeline.imageset.decode import decode_shard, decoded, reading
 from pipeline.imageset.files import sha256_file
 from pipeline.imageset.layout import (
     IMAGESET_JSON,
+    MAX_IMAGE_SIZE,
     SCHEMA_VERSION,
     SPLITS,
     content_hash,
@@ -30,18 +32,18 @@ from pipeline.imageset.layout import (
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _SHARD = {"path": str, "split": str, "rows": int, "bytes": int, "sha256": str}
-_CONTENT = {
-    "schema_version": int,
-    "classes": [str],
-    "channels": int,
-    "image_size": int,
-    "resize": (str, type(None)),
-    "source": dict,
-    "synthetic": bool,
-    "generator": (dict, type(None)),
-    "fingerprint": str,
-    "counts": dict,
-    "shards": [_SHARD],
+_JSON: dict[str, tuple[Any, str]] = {  # what each key of imageset.json holds: as _fits reads it, and in words
+    "schema_version": (int, "a whole number"),
+    "classes": ([str], "a list of names"),
+    "channels": (int, "1 or 3"),
+    "image_size": (int, "a whole number of pixels"),
+    "resize": ((str, type(None)), "the name of a filter or null"),
+    "source": ({...: (str, int, float, bool)}, "texts, numbers, true or false by name"),
+    "synthetic": (bool, "true or false"),
+    "generator": (({...: str}, type(None)), "texts by name, or null"),
+    "fingerprint": (str, "a hex sha256"),
+    "counts": ({...: [int]}, "a list of whole numbers for each split"),
+    "shards": ([_SHARD], "a list of path, split, rows, bytes and sha256"),
 }
 
 
@@ -76,12 +78,11 @@ class ImageSet:
     shards: tuple[Shard, ...]
 
     def __post_init__(self) -> None:
-        if not self.classes or len(set(self.classes)) < len(self.classes) or "" in self.classes:
-            raise ValueError(f"classes is {list(self.classes)}; needed one or more different names")
+        check_classes(self.classes)
         if self.channels not in (1, 3):
             raise ValueError(f"channels is {self.channels}; needed 1 or 3")
-        if self.image_size < 1:
-            raise ValueError(f"image_size is {self.image_size}; needed at least 1")
+        if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size is {self.image_size}; needed 1 to {MAX_IMAGE_SIZE}")
         if not _HEX.fullmatch(self.fingerprint):
             raise ValueError(f"fingerprint is '{self.fingerprint}'; needed a hex sha256")
         if not self.counts or not set(self.counts) <= set(SPLITS):
@@ -114,19 +115,23 @@ class ImageSet:
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{root}: is not an ImageSet; needed a folder with {IMAGESET_JSON}") from None
         except (ValueError, RecursionError):
-            raise UserError(f"{path}: is not JSON; needed what an ImageSet is written with") from None
+            raise UserError(f"{path}: is not JSON; needed what ImageSets are written with") from None
         version = content.get("schema_version") if isinstance(content, dict) else None
         if version != SCHEMA_VERSION:
             raise UserError(f"{path}: schema_version is {version}; needed {SCHEMA_VERSION}")
+        for key in sorted(content.keys() | _JSON.keys()):
+            if key not in content or key not in _JSON:
+                raise UserError(
+                    f"{path}: {key} is {'missing' if key in _JSON else 'not known'}; needed {sorted(_JSON)}"
+                )
+            spec, words = _JSON[key]
+            if not _fits(content[key], spec):
+                raise UserError(f"{path}: {key} is {reprlib.repr(content[key])}; needed {words}")
+        del content["schema_version"]
+        content["classes"] = tuple(content["classes"])
+        content["counts"] = {split: tuple(counts) for split, counts in sorted(content["counts"].items(), key=_by_split)}
+        content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
         try:
-            _check_types(content, _CONTENT, "")
-            _check_types(content["counts"], {split: [int] for split in content["counts"]}, "counts.")
-            del content["schema_version"]
-            content["classes"] = tuple(content["classes"])
-            counts = content["counts"]
-            order = [split for split in SPLITS if split in counts] + sorted(set(counts) - set(SPLITS))
-            content["counts"] = {split: tuple(counts[split]) for split in order}
-            content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
             return cls(root=root, **content)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
@@ -142,6 +147,13 @@ class ImageSet:
         """(C, H, W) of every image."""
         return (self.channels, self.image_size, self.image_size)
 
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema that every shard has: image, label, and the provenance columns of the first shard."""
+        found = self._read_schema(self.shards[0])
+        provenance = {field.name: field.type for field in found if field.name not in ("image", "label")}
+        return shard_schema(self.classes, provenance, synthetic=self.synthetic, generator=self.generator)
+
     def shards_of(self, split: str) -> list[Shard]:
         """The shards of `split`, in order. Raises UserError when there is no such split."""
         if split not in self.counts:
@@ -149,94 +161,94 @@ class ImageSet:
         return [shard for shard in self.shards if shard.split == split]
 
     def table(self, split: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of `split` as stored: image struct<bytes, path>, label int64, provenance; or some `columns`."""
-        return pa.concat_tables([self._parquet(shard).read(columns) for shard in self.shards_of(split)])
+        """The rows of `split` as stored: image struct<bytes, path>, label int64, provenance; or only some `columns`."""
+        return pa.concat_tables(self._read(shard, columns) for shard in self.shards_of(split))
 
     def arrays(self, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Images uint8 (N, C, H, W), memory-mapped and read-only, and labels int64 (N,), in the order of `table`."""
+        """Images uint8 (N, C, H, W), memory-mapped and read-only, and labels int64 (N,), in the order of `table`.
+
+        The images come through a cache on this machine, keyed by fingerprint and split.
+        """
         labels: NDArray[np.int64] = self.table(split, ["label"])["label"].to_numpy()
-        shards = self.shards_of(split)
-
-        def images() -> Iterator[NDArray[np.uint8]]:
-            for shard in shards:
-                self._check_bytes(shard)  # else damaged pixels would be kept under this set's fingerprint
-                yield from decode_shard(self.root / shard.path, self.shape)
-
-        return decoded(f"{self.fingerprint}-{split}", (len(labels), *self.shape), images), labels
+        return decoded(f"{self.fingerprint}-{split}", (len(labels), *self.shape), self._decode(split)), labels
 
     def verify(self) -> None:
-        """Check every shard's bytes, schema and rows, and the fingerprint. Raises FailedError that names the shard."""
-        unknown = {path.name for path in self.root.rglob("*.parquet")} - {shard.path for shard in self.shards}
-        if unknown:
-            raise FailedError(f"{self.root / min(unknown)}: is not among the shards in {IMAGESET_JSON}")
+        """Check all shards' bytes, schema and rows, then counts and fingerprint. Raises FailedError naming the file."""
+        files = {path.relative_to(self.root).as_posix() for path in self.root.rglob("*.parquet")}
+        if extra := files - {shard.path for shard in self.shards}:
+            raise FailedError(f"{self.root / min(extra)}: is not one of the shards that {IMAGESET_JSON} lists")
         for shard in self.shards:
             self._check_bytes(shard)
-        schema = self._schema()
-
-        def rows() -> Iterator[tuple[str, int, str]]:
-            for split in self.counts:
-                found: Counter[int] = Counter()
-                for shard in self.shards_of(split):
-                    labels = self._check_rows(shard, schema)
-                    found.update(labels)
-                    images = (image for images in decode_shard(self.root / shard.path, self.shape) for image in images)
-                    for label, image in zip(labels, images, strict=True):
-                        yield split, label, content_hash(image)
-                if tuple(found[label] for label in range(len(self.classes))) != self.counts[split]:
-                    raise FailedError(f"{self.root / IMAGESET_JSON}: counts.{split} is not what its shards hold")
-
-        if (found := fingerprint(schema, self.classes, rows())) != self.fingerprint:
+        schema = self.schema
+        rows = [row for shard in self.shards for row in self._check_rows(shard, schema)]
+        counts = Counter((split, label) for split, label, _ in rows)
+        for split, needed in self.counts.items():
+            if (found := tuple(counts[split, label] for label in range(len(needed)))) != needed:
+                raise FailedError(f"{self.root / IMAGESET_JSON}: counts.{split} is {needed}; its shards hold {found}")
+        if (pixels := fingerprint(schema, self.classes, rows)) != self.fingerprint:
             raise FailedError(
-                f"{self.root / IMAGESET_JSON}: fingerprint is {self.fingerprint}; its images give {found}"
+                f"{self.root / IMAGESET_JSON}: fingerprint is {self.fingerprint}; its images give {pixels}"
             )
-
-    def _schema(self) -> pa.Schema:
-        """The schema that every shard must have: the first one's columns under this set's own metadata."""
-        provenance = {field.name: field.type for field in self._parquet(self.shards[0]).schema_arrow}
-        del provenance["image"], provenance["label"]
-        return shard_schema(self.classes, provenance, synthetic=self.synthetic, generator=self.generator)
-
-    def _parquet(self, shard: Shard) -> Any:
-        try:
-            return pq.ParquetFile(self.root / shard.path)
-        except FileNotFoundError:
-            raise FailedError(f"{self.root / shard.path}: is missing") from None
-        except (pa.ArrowException, OSError) as error:
-            raise FailedError(f"{self.root / shard.path}: cannot be read as Parquet ({error})") from None
 
     def _check_bytes(self, shard: Shard) -> None:
         path = self.root / shard.path
-        if not path.is_file():
-            raise FailedError(f"{path}: is missing")
-        if (size := path.stat().st_size) != shard.bytes:
-            raise FailedError(f"{path}: is {size} bytes; needed {shard.bytes}")
-        if (found := sha256_file(path)) != shard.sha256:
-            raise FailedError(f"{path}: has sha256 {found}; needed {shard.sha256}")
+        with reading(path):
+            if (size := path.stat().st_size) != shard.bytes:
+                raise FailedError(f"{path}: is {size} bytes; needed {shard.bytes}")
+            if (found := sha256_file(path)) != shard.sha256:
+                raise FailedError(f"{path}: has sha256 {found}; needed {shard.sha256}")
 
-    def _check_rows(self, shard: Shard, schema: pa.Schema) -> list[int]:
-        """The labels of a shard whose schema and rows are right."""
-        path, parquet = self.root / shard.path, self._parquet(shard)
-        if not parquet.schema_arrow.equals(schema, check_metadata=True):
-            raise FailedError(f"{path}: has another schema than {IMAGESET_JSON} and the first shard")
-        if parquet.metadata.num_rows != shard.rows:
-            raise FailedError(f"{path}: has {parquet.metadata.num_rows} rows; needed {shard.rows}")
-        labels: list[int] = parquet.read(["label"])["label"].to_pylist()
-        if not set(labels) <= set(range(len(self.classes))):
-            raise FailedError(f"{path}: has labels outside 0..{len(self.classes) - 1}")
-        return labels
+    def _check_rows(self, shard: Shard, schema: pa.Schema) -> Iterator[tuple[str, int, str]]:
+        """Split, label and content hash of the rows of a shard that has the schema."""
+        path = self.root / shard.path
+        found = self._read_schema(shard)
+        if not found.equals(schema) or found.metadata != schema.metadata:
+            raise FailedError(f"{path}: has another schema than {IMAGESET_JSON} and the first shard ask")
+        labels: list[int] = self._read(shard, ["label"])["label"].to_pylist()
+        if len(labels) != shard.rows or not set(labels) <= set(range(len(self.classes))):
+            raise FailedError(
+                f"{path}: has {len(labels)} rows; needed {shard.rows} with labels 0 to {len(self.classes) - 1}"
+            )
+        images = (image for pixels in decode_shard(path, self.shape) for image in pixels)
+        for label, image in zip(labels, images, strict=True):
+            yield shard.split, label, content_hash(image)
+
+    def _read_schema(self, shard: Shard) -> pa.Schema:
+        path = self.root / shard.path
+        with reading(path):
+            return pq.read_schema(path)
+
+    def _read(self, shard: Shard, columns: Sequence[str] | None) -> pa.Table:
+        path = self.root / shard.path
+        with reading(path), pq.ParquetFile(path) as parquet:
+            return parquet.read(columns)
+
+    def _decode(self, split: str) -> Iterator[NDArray[np.uint8]]:
+        for shard in self.shards_of(split):
+            self._check_bytes(shard)  # else damaged pixels could be cached under this set's fingerprint
+            yield from decode_shard(self.root / shard.path, self.shape)
 
 
-def _check_types(value: Any, needed: Any, key: str) -> None:
-    """Raise ValueError unless `value` is built as `needed`: a type or several, [items], or {name: needed} exactly."""
-    if isinstance(needed, dict):
-        if not isinstance(value, dict) or set(value) != set(needed):
-            raise ValueError(f"{key or 'the file'} has {sorted(value)}; needed {sorted(needed)}")
-        for name, inner in needed.items():
-            _check_types(value[name], inner, f"{key}{name}")
-    elif isinstance(needed, list):
-        if type(value) is not list:
-            raise ValueError(f"{key} is {value!r}; needed a list")
-        for index, item in enumerate(value):
-            _check_types(item, needed[0], f"{key}[{index}]")
-    elif type(value) not in (needed if isinstance(needed, tuple) else (needed,)):
-        raise ValueError(f"{key} is {value!r}; needed another type")
+def check_classes(classes: Sequence[str]) -> None:
+    """Raise ValueError unless there are one or more different names that can be written as UTF-8."""
+    written = [name.encode(errors="replace").decode() for name in classes]
+    if not classes or written != list(classes) or "" in classes or len(set(classes)) < len(classes):
+        raise ValueError(f"classes is {written}; needed one or more different names")
+
+
+def _by_split(item: tuple[str, Any]) -> int:
+    return SPLITS.index(item[0]) if item[0] in SPLITS else len(SPLITS)
+
+
+def _fits(value: Any, spec: Any) -> bool:
+    """Whether `value` is of the type `spec`, a list [of], a dict {name: of} or {...: of}, or one (of, several)."""
+    match spec:
+        case tuple():
+            return any(_fits(value, one) for one in spec)
+        case list():
+            return isinstance(value, list) and all(_fits(item, spec[0]) for item in value)
+        case dict():
+            if not isinstance(value, dict) or (... not in spec and value.keys() != spec.keys()):
+                return False
+            return all(_fits(inner, spec.get(name, spec.get(...))) for name, inner in value.items())
+    return type(value) is spec

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1
 IMAGESET_JSON = "imageset.json"
+MAX_IMAGE_SIZE = 4096  # a reader allocates what imageset.json says, so it may not say anything
 SPLITS = ("train", "validation", "test")
-
-_HUGGINGFACE = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64"}
+ROW_GROUP_IMAGES = 100  # small enough for a stream to mix the classes, large enough to be worth a request
 
 
 def shard_name(split: str, index: int, count: int) -> str:
@@ -31,41 +32,35 @@ def shard_schema(
     generator: Mapping[str, str] | None,
 ) -> pa.Schema:
     """The schema of every shard. Its `huggingface` metadata alone gives `datasets` the images and class names."""
-    columns = [
-        pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        pa.field("label", pa.int64()),
-        *(pa.field(name, kind) for name, kind in provenance.items()),
-    ]
     features: dict[str, Any] = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
-    for name, kind in provenance.items():
-        features[name] = {"dtype": _HUGGINGFACE[kind], "_type": "Value"}
-    return pa.schema(
-        columns,
-        metadata={
-            "huggingface": json.dumps({"info": {"features": features}}),
-            "synthetic": json.dumps(synthetic),
-            "generator": json.dumps(dict(generator) if generator else None, sort_keys=True),
-        },
-    )
+    features |= {name: {"dtype": _DTYPES.get(kind), "_type": "Value"} for name, kind in provenance.items()}
+    columns = {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64(), **provenance}
+    metadata = {"huggingface": {"info": {"features": features}}, "synthetic": synthetic, "generator": generator}
+    return pa.schema(columns, metadata={key: json.dumps(value, sort_keys=True) for key, value in metadata.items()})
+
+
+_DTYPES = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64"}
+
+
+def batch_images(shape: tuple[int, ...]) -> int:
+    """How many images of `shape` are encoded or decoded at once: at most 32 MiB of pixels."""
+    return max(1, min(512, (32 << 20) // prod(shape)))
 
 
 def content_hash(image: NDArray[np.uint8]) -> str:
     """Hex sha256 of the shape and pixels of `image`, uint8 (C, H, W)."""
-    header = "x".join(map(str, image.shape)) + "\n"
-    return hashlib.sha256(header.encode() + image.tobytes()).hexdigest()
+    shape = "x".join(map(str, image.shape))
+    return hashlib.sha256(f"{shape}\n".encode() + image.tobytes()).hexdigest()
 
 
 def fingerprint(schema: pa.Schema, classes: Sequence[str], rows: Iterable[tuple[str, int, str]]) -> str:
-    """Hex sha256 over schema, classes and each row's (split, label, content hash).
+    """Hex sha256 over the columns, the classes and each row's split, label and content hash.
 
-    It depends on decoded pixels and not on encoded bytes, which differ with the zlib that Pillow finds on a host.
+    Pixels count and encoded bytes do not: these differ with the zlib that Pillow finds on a host.
     """
-    header = {
-        "schema_version": SCHEMA_VERSION,
-        "columns": [[field.name, str(field.type)] for field in schema],
-        "classes": list(classes),
-    }
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode() + b"\n")
+    columns = [[field.name, str(field.type)] for field in schema]
+    header = {"schema_version": SCHEMA_VERSION, "columns": columns, "classes": list(classes)}
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for split, label, content in rows:
-        digest.update(f"{split} {label} {content}\n".encode())
+        digest.update(f"\n{split} {label} {content}".encode())
     return digest.hexdigest()

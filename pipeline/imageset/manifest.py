@@ -26,18 +26,19 @@ def write_manifest(path: Path, imageset: ImageSet) -> None:
 
 def _describe(imageset: ImageSet, split: str) -> pa.Table:
     images, labels = imageset.arrays(split)
-    provenance = imageset.table(split).drop_columns(["image", "label"])
+    names = imageset.schema.names[2:]
+    table = imageset.table(split, ["image.path", *names])
     mean, std = _moments(images)
     columns = {
         "split": pa.array([split] * len(labels)),
         "label": pa.array(labels),
         "class_name": pa.array([imageset.classes[label] for label in labels]),
-        "path": imageset.table(split, ["image.path"])["image"].combine_chunks().field("path"),
+        "path": table["image"].combine_chunks().field("path"),
         "content": pa.array([content_hash(image) for image in images]),
         "mean": pa.array(mean),
         "std": pa.array(std),
     }
-    return pa.table(columns | {name: provenance[name] for name in provenance.column_names if name not in columns})
+    return pa.table(columns | {name: table[name] for name in names if name not in columns})
 
 
 def _moments(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

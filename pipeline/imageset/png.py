@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-MAX_PIXELS = 1 << 26
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_CHANNELS = {0: 1, 2: 3}  # PNG colour type: grayscale, truecolour
+_CHANNELS = {(8, 0): 1, (8, 2): 3}  # by bit depth and colour type
+
+
+def threads() -> ThreadPoolExecutor:
+    """A pool to encode or decode in: Pillow frees the interpreter meanwhile, but more than 8 would wait for it."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
 
 def encode(image: NDArray[np.uint8]) -> bytes:
     """PNG bytes of `image`, uint8 (C, H, W) with C in {1, 3}."""
+    picture = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
     buffer = io.BytesIO()
-    picture = image[0] if image.shape[0] == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
-    Image.fromarray(picture).save(buffer, format="PNG")
+    # Level 3 takes half the time of the default on photographs, for 0.2 % more bytes.
+    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, format="PNG", compress_level=3)
     return buffer.getvalue()
 
 
-def decode(data: bytes, shape: tuple[int, ...] | None = None) -> NDArray[np.uint8]:
-    """The image in 8-bit grayscale or RGB PNG bytes, uint8 (C, H, W); exactly of `shape` where it is given.
+def decode(data: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """The image of `shape` (C, H, W) in 8-bit grayscale or RGB PNG bytes, uint8.
 
-    Raises ValueError that says found and needed. The size in the header is judged before any pixel is unpacked.
+    Raises ValueError that says found and needed; sizes are judged before any pixel is unpacked.
     """
-    if data[:8] != _SIGNATURE or data[12:16] != b"IHDR" or len(data) < 33:
+    if len(data) < 33 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
         raise ValueError("is not a PNG image")
-    width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
-    if depth != 8 or colour not in _CHANNELS:
-        raise ValueError(f"is a PNG of {depth} bits and colour type {colour}; needed 8-bit grayscale or RGB")
-    found = (_CHANNELS[colour], height, width)
-    if shape is not None and found != tuple(shape):
-        raise ValueError(f"is an image of shape {found}; needed {tuple(shape)}")
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"is {width}×{height} pixels; needed at most {MAX_PIXELS}")
+    width, height, *kind = struct.unpack(">IIBB", data[16:26])
+    found = (_CHANNELS.get(tuple(kind)), height, width)
+    if found != shape:
+        raise ValueError(f"has (channels, height, width) {found}; needed {shape}")
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            if picture.size != (width, height):  # a second header, past the one judged above
+                raise ValueError("two headers")
             pixels = np.asarray(picture)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"is a damaged PNG image ({error})") from None
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)
