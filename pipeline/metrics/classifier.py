@@ -97,8 +97,8 @@ def train_classifier(
     """Train on uint8 `images` (N, C, H, W) and int64 `labels` (N,) until `images_seen` have been shown.
 
     `weights` (N,), not negative, say how often each image is shown relative to the others; none: all equally often.
-    Shifts of up to an eighth of the size are always drawn, mirror images with `flip`. AdamW, warm-up and cosine,
-    float32; at one thread count the same arguments give the same bits. Raises ValueError on what cannot be trained on.
+    Images are always turned, zoomed and shifted a little, and mirrored with `flip`. AdamW, warm-up and cosine, float32;
+    at one thread count the same arguments give the same bits. Raises ValueError on what cannot be trained on.
     """
     if len(images) == 0 or len(images) != len(labels):
         raise ValueError(f"images are {len(images)} with {len(labels)} labels; needed at least 1, each with its label")
@@ -117,7 +117,7 @@ def train_classifier(
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = learning_rate * _one_cycle((step + 1) / steps)
         rows = order[step * _BATCH : (step + 1) * _BATCH]
-        batch = to_float(torch.from_numpy(_augment(images[rows], random, flip)))
+        batch = _augment(to_float(torch.from_numpy(images[rows])), random, flip)
         batch = batch.contiguous(memory_format=torch.channels_last)
         loss = functional.cross_entropy(classifier(batch), torch.from_numpy(labels[rows]), label_smoothing=0.05)
         optimizer.zero_grad()
@@ -138,18 +138,23 @@ def _order(weights: np.ndarray, count: int, random: np.random.Generator) -> np.n
     return np.concatenate(epochs)[:count]
 
 
-def _augment(images: np.ndarray, random: np.random.Generator, flip: bool) -> np.ndarray:
-    """Each image shifted by whole pixels, its border repeated, and mirrored at even odds when `flip`."""
-    count, channels, size, _ = images.shape
-    reach = max(1, size // 8)
-    shifts = random.integers(-reach, reach + 1, size=(2, count, 1))
-    rows, columns = (np.arange(size) + shifts).clip(0, size - 1)
+def _augment(images: Tensor, random: np.random.Generator, flip: bool) -> Tensor:
+    """Each image (N, C, H, W) turned, zoomed, stretched and shifted a little, its border repeated.
+
+    By up to 0.15 radians, 10 % and 5 %, and a sixteenth of the size; mirrored at even odds when `flip`.
+    """
+    draws = random.uniform(-1, 1, (5, len(images))).astype(np.float32)
+    turn, zoom, stretch, right, down = torch.from_numpy(draws)
+    across = torch.exp(0.1 * zoom)
+    along = across * torch.exp(0.05 * stretch)
     if flip:
-        mirrored = random.random((count, 1)) < 0.5
-        columns = np.where(mirrored, size - 1 - columns, columns)
-    index = np.arange(count)[:, None, None, None], np.arange(channels)[:, None, None]
-    shifted: np.ndarray = images[(*index, rows[:, None, :, None], columns[:, None, None, :])]
-    return shifted
+        mirrored = random.random(len(images), dtype=np.float32) < 0.5
+        across = across * torch.from_numpy(np.where(mirrored, np.float32(-1), np.float32(1)))
+    cosine, sine = torch.cos(0.15 * turn), torch.sin(0.15 * turn)
+    top = torch.stack([across * cosine, -along * sine, right / 8], dim=1)  # an image spans 2: an eighth of 1
+    bottom = torch.stack([across * sine, along * cosine, down / 8], dim=1)
+    grid = functional.affine_grid(torch.stack([top, bottom], dim=1), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def _one_cycle(progress: float) -> float:

@@ -9,7 +9,8 @@ def agreement(asked: np.ndarray, judged: np.ndarray, classes: int) -> np.ndarray
     """Per class the share of its images that the judges give the asked-for label; NaN for a class without images."""
     right = np.bincount(asked[asked == judged], minlength=classes)
     count = np.bincount(asked, minlength=classes)
-    return np.divide(right, count, out=np.full(classes, np.nan), where=count > 0)
+    shares: np.ndarray = np.divide(right, count, out=np.full(classes, np.nan), where=count > 0)
+    return shares
 
 
 def balance(judged: np.ndarray, real: np.ndarray, classes: int) -> dict[str, float]:
