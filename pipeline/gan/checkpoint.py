@@ -76,13 +76,14 @@ def locked(folder: Path) -> Iterator[None]:
 
     The folder may be removed inside the block. Raises FailedError when another process holds the lock.
     """
+    lock = folder / "lock"
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR)
         try:
             _lock(descriptor, folder)
-            if not folder.exists() or not os.path.samestat(folder.stat(), os.fstat(descriptor)):
-                continue  # its last holder removed it after we had opened it
+            if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(descriptor)):
+                continue  # its last holder removed the folder after we had opened it
             yield
             return
         finally:

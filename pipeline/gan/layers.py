@@ -21,19 +21,19 @@ class NoiseGenerator(Generator):
         return images
 
 
-class LabelledLatent(nn.Module):
-    """Latents (B, Z) joined with an embedding of the label (B,): (B, Z + E). Mirza & Osindero 2014, section 3.
+class LabelJoin(nn.Module):
+    """Vectors (B, D) joined with an embedding of the label (B,): (B, D + E). Mirza & Osindero 2014, section 3.
 
-    With 0 classes the latents alone. `size` is that of what comes out.
+    With 0 classes the vectors alone. `size` is that of what comes out.
     """
 
-    def __init__(self, latent_size: int, classes: int, embedding_size: int) -> None:
+    def __init__(self, size: int, classes: int, embedding_size: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(classes, embedding_size) if classes else None
-        self.size = latent_size + (embedding_size if classes else 0)
+        self.size = size + (embedding_size if classes else 0)
 
-    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        return latents if self.embedding is None else torch.cat([latents, self.embedding(labels)], dim=1)
+    def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        return vectors if self.embedding is None else torch.cat([vectors, self.embedding(labels)], dim=1)
 
 
 class ProjectionScore(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.gan import family, objectives, penalties
 from pipeline.gan.batches import Batch
 from pipeline.gan.family import ImageSpec, Progress
-from pipeline.gan.layers import LabelledLatent, NoiseGenerator, ProjectionScore
+from pipeline.gan.layers import LabelJoin, NoiseGenerator, ProjectionScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Config(family.Config):
 class Generator(NoiseGenerator):
     def __init__(self, config: Config, spec: ImageSpec) -> None:
         super().__init__(config.latent_size, conditional=True)
-        self.join = LabelledLatent(config.latent_size, spec.classes, config.embedding_size)
+        self.join = LabelJoin(config.latent_size, spec.classes, config.embedding_size)
         self.layers = nn.Sequential(
             nn.Linear(self.join.size, config.width, bias=False),
             nn.BatchNorm1d(config.width),
@@ -56,18 +56,19 @@ class Generator(NoiseGenerator):
 class Discriminator(nn.Module):
     def __init__(self, config: Config, spec: ImageSpec) -> None:
         super().__init__()
+        projects = config.conditioning == "projection"
         pixels = spec.channels * spec.image_size**2
+        self.join = LabelJoin(pixels, 0 if projects else spec.classes, config.embedding_size)
         self.layers = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(pixels, config.width),
+            nn.Linear(self.join.size, config.width),
             nn.LeakyReLU(0.2),
             nn.Linear(config.width, config.width),
             nn.LeakyReLU(0.2),
         )
-        self.score = ProjectionScore(config.width, spec.classes)
+        self.score = ProjectionScore(config.width, spec.classes if projects else 0)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        scores: Tensor = self.score(self.layers(images), labels)
+        scores: Tensor = self.score(self.layers(self.join(images.flatten(1), labels)), labels)
         return scores
 
 

@@ -19,7 +19,7 @@ from pipeline.gan import family, objectives, penalties
 from pipeline.gan.batches import Batch
 from pipeline.gan.diffaugment import Policy, augment
 from pipeline.gan.family import ImageSpec, Progress
-from pipeline.gan.layers import LabelledLatent, NoiseGenerator, ProjectionScore
+from pipeline.gan.layers import LabelJoin, NoiseGenerator, ProjectionScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Generator(NoiseGenerator):
         super().__init__(config.latent_size, conditional=config.class_conditional)
         channels = _channels(config, spec)
         size = spec.image_size // 2 ** len(channels)
-        self.join = LabelledLatent(config.latent_size, spec.classes if self.conditional else 0, config.embedding_size)
+        self.join = LabelJoin(config.latent_size, spec.classes if self.conditional else 0, config.embedding_size)
         layers: list[nn.Module] = [
             nn.Linear(self.join.size, channels[0] * size**2, bias=False),
             nn.Unflatten(1, (channels[0], size, size)),
