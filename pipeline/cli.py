@@ -91,6 +91,66 @@ def sample(model: Path, count: int, out: Path, seed: int, spread: float) -> None
     click.echo(f"{out}: {count} images")
 
 
+@forgeline.command()
+@click.argument("url", required=False)
+@click.option("--name", help="The release's name, instead of publish.name in params.yaml.")
+def publish(url: str | None, name: str | None) -> None:
+    """Publish the synthetic set of this workspace to URL (s3://bucket/prefix or a folder)."""
+    from pipeline.delivery.workspace import publish_workspace
+
+    settings = _publish_settings()
+    published = publish_workspace(Path(), url or settings.url, name or settings.name)
+    if published.caveat:
+        click.echo(published.caveat, err=True)
+    click.echo(f"{published.url}: {'published' if published.new else 'is published already, nothing is new'}")
+
+
+@forgeline.command("list")
+@click.argument("url")
+def list_(url: str) -> None:
+    """The releases at URL (s3://bucket/prefix or a folder)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.delivery import list_releases, open_store
+
+    releases = list_releases(open_store(url))
+    if not releases:
+        click.echo(f"{url}: no releases yet")
+        return
+    table = Table("name", "version", "created", box=None, pad_edge=False)
+    for title in ("images", "classes", "size"):
+        table.add_column(title, justify="right")
+    table.add_column("")
+    for release in releases:
+        size = f"{release.bytes / 1e6:,.1f} MB"
+        latest = "latest" if release.latest else ""
+        table.add_row(
+            release.name, release.version, release.created, f"{release.images:,}", str(release.classes), size, latest
+        )
+    Console().print(table)
+
+
+@forgeline.command()
+@click.argument("release")
+@click.argument("dest", type=click.Path(path_type=Path))
+def pull(release: str, dest: Path) -> None:
+    """Fetch RELEASE (URL/NAME or URL/NAME@VERSION) into the new folder DEST, every byte checked."""
+    from pipeline.delivery import pull as fetch
+
+    click.echo(f"{fetch(release, dest)}: whole, every byte as published")
+
+
+@forgeline.command()
+@click.argument("target")
+def verify(target: str) -> None:
+    """Check every byte and every image of a pulled folder or of a release (URL/NAME[@VERSION])."""
+    from pipeline.delivery import verify as check
+
+    manifest = check(target)
+    click.echo(f"{target}: {manifest.name}@{manifest.version}, {manifest.images:,} images, all as published")
+
+
 def main() -> None:
     """Run the command line; turn every expected ending into one sentence and an exit status."""
     try:
