@@ -43,8 +43,8 @@ _DTYPES = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64"}
 
 
 def batch_images(shape: tuple[int, ...]) -> int:
-    """How many images of `shape` are encoded or decoded at once: at most 32 MiB of pixels."""
-    return max(1, min(512, (32 << 20) // prod(shape)))
+    """How many images of `shape` are encoded or decoded at once: at most 16 MiB of pixels."""
+    return max(1, min(256, (16 << 20) // prod(shape)))
 
 
 def content_hash(image: NDArray[np.uint8]) -> str:

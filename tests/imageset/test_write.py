@@ -288,21 +288,21 @@ def rows(count):
         yield Row(split="train", label=i % 7, image=image, path=f"{i}", provenance={"i": i})
 def write(name, count):
     write_imageset(Path(sys.argv[1]) / name, rows(count), classes=list("abcdefg"), source={}, resize=None,
-                   synthetic=False, shard_images=4000)
-write("warm", 1200)
+                   synthetic=False, shard_images=2000)
+write("warm", 600)
 (used,) = (int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
-limit = used * 1024 + (48 << 20)
+limit = used * 1024 + (16 << 20)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-write("large", 8000)
+write("large", 3000)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory that is not a mapped file")
 def test_memory_is_bounded(tmp_path: Path) -> None:
-    """98 MB of pixels, and as many of PNG, with 50 MB more than 1,200 images needed."""
+    """37 MB of pixels, and as many of PNG, with 16 MB more than a fifth of them needed."""
     environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
     subprocess.run([sys.executable, "-c", BOUNDED, tmp_path], check=True, env=environment)
-    assert sum(shard.rows for shard in ImageSet.open(tmp_path / "large").shards) == 8000
+    assert sum(shard.rows for shard in ImageSet.open(tmp_path / "large").shards) == 3000
 
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
