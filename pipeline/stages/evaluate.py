@@ -1,0 +1,283 @@
+"""`evaluate`: how good the unfiltered samples of the model are, or the released set, each number with its protocol."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from pipeline import paths
+from pipeline.errors import UserError
+from pipeline.gan.family import ImageSpec, load_family
+from pipeline.gan.model import Model
+from pipeline.imageset import ImageSet
+from pipeline.imageset.files import atomic_folder
+from pipeline.metrics import fidelity, modes, neighbours
+from pipeline.metrics.classifier import embed
+from pipeline.metrics.judges import EXTRACTOR, JUDGES, Judges
+from pipeline.params import Document
+from pipeline.report import figures
+
+HELD_OUT = ("validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """The `evaluate` section of params.yaml."""
+
+    seed: int = 2
+    max_images: int = 10_000  # sampled from a model, drawn from a set; pairs of neighbours cost the square
+    threads: int = 1  # of torch; another count gives other last digits
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; needed at least 0")
+        if self.max_images < 100:
+            raise ValueError(f"max_images is {self.max_images}; needed at least 100")
+        if self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; needed at least 1")
+
+
+def read_params(document: Document) -> Params:
+    return document.section("evaluate", Params)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Images uint8 (N, C, H, W), their labels int64 (N,), -1 where none was asked for, and what they are."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    description: str
+
+    def draw(self, count: int, seed: int) -> Images:
+        """`count` of them without replacement, in order; all when there are no more."""
+        rows = np.sort(np.random.Generator(np.random.Philox(seed)).permutation(len(self.images))[:count])
+        return dataclasses.replace(self, images=self.images[rows], labels=self.labels[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """`metrics` is what metrics.json holds; the rest is what the figures show."""
+
+    metrics: dict[str, Any]
+    per_class: list[dict[str, Any]]
+    labels: np.ndarray  # as asked for, or as judged where nothing was
+    judged: np.ndarray
+    nearest: tuple[np.ndarray, np.ndarray]  # distances to, and rows of, the nearest training images
+    nearest_of_held_out: tuple[np.ndarray, np.ndarray]
+
+
+def evaluate(
+    generated: Images,
+    train: Images,
+    held_out: Images,
+    *,
+    classes: Sequence[str],
+    judges: Judges,
+    params: Params,
+    untrained: Images | None = None,
+) -> Evaluation:
+    """Measure `generated` against the real images, and `untrained` samples of the same generator where given.
+
+    Fidelity is to the held-out images, which neither the generator nor the extractor has seen: towards the training
+    images both lean, so that a set could score better than real images do. Its floor puts training images, as many,
+    in the place of the generated ones. Raises UserError when there are too few images.
+    """
+    k = len(classes)
+    judged = judges.probabilities(generated.images).argmax(axis=1)
+    conditional = bool(generated.labels.min() >= 0)
+    labels = generated.labels if conditional else judged
+    agreement = modes.agreement(generated.labels, judged, k) if conditional else np.full(k, np.nan)
+    spread = modes.pixel_spread(generated.images, labels, k) / modes.pixel_spread(train.images, train.labels, k)
+    nearest = neighbours.nearest(generated.images, train.images)
+    nearest_of_held_out = neighbours.nearest(held_out.images, train.images)
+
+    real = held_out.draw(params.max_images, params.seed)
+    count = min(len(generated.images), len(train.images), params.max_images)
+    reference, features, floor = (
+        embed(judges.extractor, side.images)
+        for side in (real, generated.draw(count, params.seed), train.draw(count, params.seed))
+    )
+    metrics: dict[str, Any] = {
+        "images": len(generated.images),
+        "fidelity": fidelity.fidelity(features, reference, seed=params.seed),
+        "floor": fidelity.fidelity(floor, reference, seed=params.seed),
+    }
+    if untrained:
+        drawn = embed(judges.extractor, untrained.draw(count, params.seed).images)
+        metrics["untrained"] = {"fid": fidelity.frechet_distance(drawn, reference)}
+    if conditional:
+        mean = float((judged == generated.labels).mean())
+        metrics["agreement"] = {"mean": mean, "worst_class": float(np.nanmin(agreement))}
+    right = judges.probabilities(held_out.images).argmax(axis=1) == held_out.labels
+    metrics["judges"] = {"held_out_accuracy": float(right.mean())}
+    metrics["modes"] = modes.balance(judged, train.labels, k) | {"pixel_spread": float(np.nanmean(spread))}
+    metrics["memorization"] = neighbours.memorization(nearest[0], nearest_of_held_out[0])
+    metrics["protocol"] = _protocol(generated, train, held_out, count, len(reference), judges, params)
+    rows = zip(
+        classes, np.bincount(labels, minlength=k), np.bincount(judged, minlength=k), agreement, spread, strict=True
+    )
+    return Evaluation(
+        metrics=metrics,
+        per_class=[
+            {"class": name, "images": asked, "judged": judged, "agreement": agreed, "pixel_spread": varied}
+            for name, asked, judged, agreed, varied in rows
+        ],
+        labels=labels,
+        judged=judged,
+        nearest=nearest,
+        nearest_of_held_out=nearest_of_held_out,
+    )
+
+
+def _protocol(
+    generated: Images, train: Images, held_out: Images, count: int, reference: int, judges: Judges, params: Params
+) -> list[dict[str, Any]]:
+    """What each block of metrics was measured on and with; a list, which the tables of `dvc metrics` pass over."""
+    classifiers = judges.about["classifiers"]
+    subset = fidelity.kid_subset_size(count, reference)
+    return [
+        {
+            "measures": ["fidelity", "floor", "untrained"],
+            "generated": f"{count} of {len(generated.images)} {generated.description}",
+            "real": f"{reference} of {len(held_out.images)} {held_out.description}",
+            "floor": f"{count} of {len(train.images)} {train.description}",
+            "extractor": f"in-domain residual network, pooled features, {judges.extractor.dimensions} dimensions",
+            "extractor_sha256": classifiers[EXTRACTOR]["sha256"],
+            "quantization": "uint8",
+            "kid": f"mean of {fidelity.KID_SUBSETS} subsets of {subset}, cubic kernel",
+            "precision_recall": f"{fidelity.NEIGHBOURS} nearest neighbours",
+            "density_coverage": f"{fidelity.COVERAGE_NEIGHBOURS} nearest neighbours",
+            "seed": params.seed,
+            "library": f"torch-fidelity {version('torch-fidelity')}, torch {version('torch')}",
+        },
+        {
+            "measures": ["agreement", "judges", "modes"],
+            "generated": f"{len(generated.images)} {generated.description}",
+            "real": f"{len(held_out.images)} {held_out.description}",
+            "modes_against": f"{len(train.images)} {train.description}",
+            "judges": "mean probabilities of networks that trained, filtered and selected nothing",
+            "judges_sha256": [classifiers[file]["sha256"] for file in JUDGES],
+        },
+        {
+            "measures": ["memorization"],
+            "generated": f"{len(generated.images)} {generated.description}",
+            "real": f"nearest of {len(train.images)} {train.description}",
+            "expected": f"the same of {len(held_out.images)} {held_out.description}",
+            "distance": "root mean square over pixels and channels, levels 0 to 255",
+        },
+    ]
+
+
+def run(document: Document, which: Literal["model", "synthetic"]) -> None:
+    """Write out/evaluation/<which>: metrics.json and figures."""
+    params = read_params(document)
+    torch.set_num_threads(params.threads)
+    real = ImageSet.open(paths.REAL / paths.IMAGESET)
+    judges = Judges.load(paths.FEATURES)
+    train, held_out = _real(real, ["train"]), _real(real, [split for split in HELD_OUT if split in real.counts])
+    generated, untrained = _from_model(real, params) if which == "model" else (_from_set(real, params), None)
+    found = evaluate(
+        generated, train, held_out, classes=real.classes, judges=judges, params=params, untrained=untrained
+    )
+    with atomic_folder(paths.EVALUATION / which) as folder:
+        text = json.dumps(found.metrics, indent=2, ensure_ascii=False, allow_nan=False)
+        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "figures").mkdir()
+        _draw(folder / "figures", found, generated, train, held_out, real.classes)
+
+
+def _real(real: ImageSet, splits: Sequence[str]) -> Images:
+    if not splits:
+        raise UserError(f"{real.root}: has no images in {' or '.join(HELD_OUT)}; needed real ones to compare with")
+    parts = [real.arrays(split) for split in splits]
+    return Images(
+        images=parts[0][0] if len(parts) == 1 else np.concatenate([images for images, _ in parts]),
+        labels=np.concatenate([labels for _, labels in parts]),
+        description=f"real images ({' and '.join(splits)} of {real.fingerprint[:12]}, resize {real.resize or 'none'})",
+    )
+
+
+def _from_model(real: ImageSet, params: Params) -> tuple[Images, Images]:
+    """Samples of the trained generator, and of the same one before training."""
+    model = Model.load(paths.MODEL)
+    _check_alike(real, paths.MODEL, model)
+    spec = ImageSpec(channels=model.channels, image_size=model.image_size, classes=len(model.classes))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(params.seed)
+        generator = load_family(model.family).Generator(model.config, spec).eval().requires_grad_(False)
+    origin = f"samples of the {model.family} model {model.sha256[:12]}"
+    return (
+        _sampled(model, f"unfiltered {origin}", params),
+        _sampled(dataclasses.replace(model, generator=generator), f"untrained {origin}", params),
+    )
+
+
+def _sampled(model: Model, origin: str, params: Params) -> Images:
+    images, labels = model.sample(seed=params.seed, start=0, count=params.max_images)
+    return Images(images=images, labels=labels, description=f"{origin} (seed {params.seed}, spread 1)")
+
+
+def _from_set(real: ImageSet, params: Params) -> Images:
+    synthetic = ImageSet.open(paths.SYNTHETIC / paths.IMAGESET)
+    _check_alike(real, synthetic.root, synthetic)
+    images, labels = synthetic.arrays("train")
+    description = f"released images (drawn from {len(images)} of {synthetic.fingerprint[:12]}, seed {params.seed})"
+    return Images(images=images, labels=labels, description=description).draw(params.max_images, params.seed)
+
+
+def _check_alike(real: ImageSet, path: Path, other: ImageSet | Model) -> None:
+    """Raise UserError when the two sides cannot be compared."""
+    for name in ("image_size", "channels", "classes"):
+        found, needed = getattr(other, name), getattr(real, name)
+        if found != needed:
+            raise UserError(f"{path}: {name} is {found}; needed {needed} as in {real.root}")
+
+
+def _draw(
+    folder: Path, found: Evaluation, generated: Images, train: Images, held_out: Images, classes: Sequence[str]
+) -> None:
+    """The figures, and as CSV what `dvc plots` draws."""
+    figures.sample_sheet(
+        folder / "samples.png", (held_out.images, held_out.labels), (generated.images, found.labels), classes
+    )
+    figures.closest_pairs(
+        folder / "closest.png",
+        {
+            "synthetic": (generated.images, train.images[found.nearest[1]], found.nearest[0]),
+            "real, held out": (
+                held_out.images,
+                train.images[found.nearest_of_held_out[1]],
+                found.nearest_of_held_out[0],
+            ),
+        },
+    )
+    figures.distances(folder / "distances.png", found.nearest[0], found.nearest_of_held_out[0])
+    if "agreement" in found.metrics:
+        figures.shares(
+            folder / "agreement.png",
+            classes,
+            np.array([row["agreement"] for row in found.per_class]),
+            title="Judges agree with the asked-for class",
+            reference=("with the labels of held-out real images", found.metrics["judges"]["held_out_accuracy"]),
+        )
+    names = np.array(classes)
+    pairs = zip(names[found.labels], names[found.judged], strict=True)
+    _write_csv(folder / "confusion.csv", [{"asked": asked, "judged": judged} for asked, judged in pairs])
+    _write_csv(folder / "per_class.csv", found.per_class)
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
