@@ -109,5 +109,7 @@ def _in_a_sentence(path: Path) -> Iterator[None]:
         raise
     except PermissionError as error:
         raise ForbiddenError(f"{error.filename or path}: may not be read or written by this user") from None
+    except FailedError as error:
+        raise (ForbiddenError(str(error)) if isinstance(error.__cause__, PermissionError) else error) from None
     except OSError as error:
         raise FailedError(f"{error.filename or path}: {error.strerror or error}") from None

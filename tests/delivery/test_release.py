@@ -1,0 +1,322 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from urllib.parse import unquote
+
+import boto3
+import pytest
+
+from pipeline.delivery import list_releases, open_store, publish, verify
+from pipeline.errors import FailedError, UserError
+
+DOCUMENTS = {"params.yaml": b"train: {}\n", "evaluation/metrics.json": b"{}\n"}
+
+
+def pointer(store) -> dict:
+    return json.loads(store.read("digits/latest.json", 1 << 20)[0])
+
+
+def contents(store, prefix: str = "digits/") -> dict[str, bytes]:
+    return {key: b"".join(store.chunks(key)) for key in store.sizes(prefix)}
+
+
+def test_everything_that_is_published_stands_in_the_manifest(url: str, images, description) -> None:
+    store = open_store(url)
+    published = publish(store, "digits", images.root, description=description, documents=DOCUMENTS)
+    folder = f"digits/v={published.version}/"
+    found = {key.removeprefix(folder): data for key, data in contents(store, folder).items()}
+    manifest = json.loads(found.pop("manifest.json"))
+    assert {file["path"]: (file["bytes"], file["sha256"]) for file in manifest["files"]} == {
+        path: (len(data), hashlib.sha256(data).hexdigest()) for path, data in found.items()
+    }
+    assert found.keys() >= {*DOCUMENTS, "README.md", "croissant.json", "SHA256SUMS", "grid.png", "imageset.json"}
+    assert manifest["lineage"] == dataclasses.asdict(description.lineage)
+    assert (published.new, published.latest, published.caveat) == (True, True, None)
+    assert pointer(store)["version"] == published.version
+
+
+def test_the_same_set_is_not_published_again(url: str, images, make_description) -> None:
+    store = open_store(url)
+    first = publish(store, "digits", images.root, description=make_description(), documents=DOCUMENTS)
+    before = contents(store)
+    later = make_description(git_commit="f" * 40, dvc_lock="0" * 64, verdict="Another day.")
+    second = publish(store, "digits", images.root, description=later, documents={})
+    assert (second.version, second.new, second.latest) == (first.version, False, True)
+    assert contents(store) == before
+
+
+def test_nothing_is_sent_when_nothing_is_new(proxy, s3_url: str, images, description) -> None:
+    publish(open_store(s3_url), "digits", images.root, description=description, documents={})
+    proxy.log.clear()
+    publish(open_store(s3_url), "digits", images.root, description=description, documents={})
+    assert {method for method, _ in proxy.log} == {"GET"}
+
+
+@pytest.mark.parametrize("change", [{"model": "00" * 32}, {"params": {"train": {"images": 2000}}}, {"seed": 1}])
+def test_model_params_and_images_make_the_version(tmp_path: Path, make_images, make_description, change) -> None:
+    store, images = open_store(str(tmp_path / "releases")), make_images(tmp_path / "a", seed=change.pop("seed", 0))
+    first = publish(store, "digits", make_images(tmp_path / "b").root, description=make_description(), documents={})
+    second = publish(store, "digits", images.root, description=make_description(**change), documents={})
+    assert first.version != second.version
+    assert second.new
+
+
+def test_an_older_version_does_not_become_the_latest_again(url: str, tmp_path: Path, make_images, description) -> None:
+    store, sets = open_store(url), [make_images(tmp_path / str(seed), seed) for seed in range(2)]
+    old, new = (publish(store, "digits", each.root, description=description, documents={}) for each in sets)
+    again = publish(store, "digits", sets[0].root, description=description, documents={})
+    assert (again.version, again.new, again.latest) == (old.version, False, False)
+    assert [version for version, _ in pointer(store)["history"]] == [new.version, old.version]
+
+
+def test_a_list_has_every_version(url: str, tmp_path: Path, make_images, description) -> None:
+    store = open_store(url)
+    published = {}
+    for name, seed in (("digits", 0), ("digits", 1), ("letters", 0)):
+        images = make_images(tmp_path / f"{name}-{seed}", seed)
+        published[name, seed] = publish(store, name, images.root, description=description, documents={}).version
+    rows = list_releases(open_store(url))
+    assert {(row.name, row.version, row.latest) for row in rows} == {
+        ("digits", published["digits", 0], False),
+        ("digits", published["digits", 1], True),
+        ("letters", published["letters", 0], True),
+    }
+    assert {(row.images, row.classes) for row in rows} == {(24, 3)}
+    sizes = store.sizes(f"letters/v={published['letters', 0]}/")
+    assert rows[-1].bytes == sum(size for key, size in sizes.items() if not key.endswith("/manifest.json"))
+
+
+def test_an_empty_store_lists_nothing(url: str) -> None:
+    assert list_releases(open_store(url)) == []
+
+
+@pytest.mark.parametrize("name", ["", "Digits", "../digits", "a/b", ".digits", "-x", "a" * 101, "latest.json/"])
+def test_a_bad_name_is_refused(tmp_path: Path, images, description, name: str) -> None:
+    with pytest.raises(UserError, match="cannot be a release"):
+        publish(open_store(str(tmp_path / "releases")), name, images.root, description=description, documents={})
+    assert not (tmp_path / "releases").exists()
+
+
+def test_a_damaged_set_is_not_published(tmp_path: Path, images, description) -> None:
+    shard = images.root / images.shards[1].path
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    store = open_store(str(tmp_path / "releases"))
+    with pytest.raises(FailedError, match=f"{shard.name}: has sha256"):
+        publish(store, "digits", images.root, description=description, documents={})
+    assert list_releases(store) == []
+    assert not any(key.endswith(shard.name) for key in store.sizes("digits/"))
+
+
+def test_what_an_earlier_attempt_damaged_is_not_committed(url: str, tmp_path: Path, images, description) -> None:
+    elsewhere = open_store(str(tmp_path / "elsewhere"))
+    version = publish(elsewhere, "digits", images.root, description=description, documents={}).version
+    store = open_store(url)
+    store.create(f"digits/v={version}/{images.shards[0].path}", b"x" * images.shards[0].bytes)
+    with pytest.raises(FailedError, match=f"{images.shards[0].path}: was left damaged"):
+        publish(store, "digits", images.root, description=description, documents={})
+    assert list_releases(store) == []
+
+
+def check_what_a_reader_sees(store) -> bool:
+    """Whether there is a release; if there is, every byte of it must be right."""
+    if store.read("digits/latest.json", 1 << 20) is None:
+        return False
+    folder = f"digits/v={pointer(store)['version']}/"
+    found = contents(store, folder)
+    for file in json.loads(found[f"{folder}manifest.json"])["files"]:
+        assert hashlib.sha256(found[folder + file["path"]]).hexdigest() == file["sha256"]
+    return True
+
+
+@pytest.mark.parametrize("fault", ["drop", "lose", 403])
+def test_a_fault_at_every_request(
+    proxy, endpoint, s3_url: str, tmp_path: Path, make_images, description, fault
+) -> None:
+    """From the n-th request on everything fails, for every n; then the publish is run again."""
+    images = make_images(tmp_path / "small", count=9)
+    server = boto3.session.Session().client("s3", endpoint_url=endpoint)
+    one_store, failing, number = open_store(s3_url), True, 0
+
+    def objects() -> dict[str, tuple[str, object]]:
+        found = server.list_objects_v2(Bucket=store.bucket, Prefix=store.prefix).get("Contents", [])
+        return {each["Key"].removeprefix(store.prefix): (each["ETag"], each["LastModified"]) for each in found}
+
+    while failing:
+        number += 1
+        store = copy.copy(one_store)
+        store.prefix, store.url = f"sets-{number}/", f"{s3_url}-{number}"
+        proxy.log.clear()
+        proxy.fault = lambda seen, *_, number=number: fault if seen >= number else None
+        try:
+            publish(store, "digits", images.root, description=description, documents={})
+            failing = False
+        except FailedError:
+            pass
+        before = objects()
+        proxy.fault = lambda *_: None
+        assert check_what_a_reader_sees(store) == ("digits/latest.json" in before)
+        proxy.log.clear()
+        publish(store, "digits", images.root, description=description, documents={})
+        sent = [unquote(path).split(f"/{store.prefix}")[1] for method, path in proxy.log if method == "PUT"]
+        assert not {key for key in sent if not key.endswith("SHA256SUMS")} & before.keys()  # which is probed with
+        assert objects().items() >= before.items()
+        assert check_what_a_reader_sees(store)
+    assert number > 15
+
+
+PUBLISHERS = """
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from conftest import describe
+from pipeline.delivery import open_store, publish
+store = open_store(sys.argv[1])
+for line in sys.stdin:
+    children = []
+    for title in json.loads(line):
+        children.append(os.fork())
+        if not children[-1]:
+            documents = {"note.txt": title.encode()}
+            publish(store, "digits", Path(sys.argv[2]), description=describe(title=title), documents=documents)
+            os._exit(0)
+    print(json.dumps(children), flush=True)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+"""
+
+
+class Publishers:
+    """For each list of titles that is sent, one process a title publishes the set; it answers pids, then statuses."""
+
+    def __init__(self, url: str, root: Path) -> None:
+        arguments = [sys.executable, "-c", PUBLISHERS, url, str(root), str(Path(__file__).parent)]
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def start(self, *titles: str) -> list[int]:
+        self.process.stdin.write(json.dumps(titles) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> list[int]:
+        found: list[int] = json.loads(self.process.stdout.readline())
+        return found
+
+
+@pytest.fixture
+def publishers(url: str, images) -> Iterator[Publishers]:
+    found = Publishers(url, images.root)
+    yield found
+    found.process.communicate()
+
+
+def test_a_publisher_that_is_killed_and_run_again(url: str, images, description, publishers: Publishers) -> None:
+    store, chance, killed = open_store(url), random.Random(0), 0
+    for _ in range(12):
+        (pid,) = publishers.start("Digits")
+        time.sleep(chance.uniform(0, 0.3))
+        os.kill(pid, signal.SIGKILL)  # a zombie until it is waited for: never another process
+        killed += publishers.answer() == [-signal.SIGKILL]
+        check_what_a_reader_sees(store)
+    assert killed
+    published = publish(store, "digits", images.root, description=description, documents={})
+    assert [row.version for row in list_releases(store)] == [published.version]
+    verify(f"{url}/digits")
+
+
+def test_many_publishers_of_the_same_set(url: str, publishers: Publishers) -> None:
+    """With other cards and other documents, as processes: one version, whole, with one of each."""
+    publishers.start("Digits 1", "Digits 2", "Digits 3", "Digits 4")
+    assert publishers.answer() == [0, 0, 0, 0]
+    assert len(list_releases(open_store(url))) == 1
+    verify(f"{url}/digits")
+
+
+def test_many_publishers_at_once(url: str, tmp_path: Path, make_images, make_description) -> None:
+    """Of different sets: every version is whole, no change of the pointer is lost, and every loser is told."""
+    sets = [make_images(tmp_path / f"set-{seed}", seed) for seed in range(16)]
+    store, start = open_store(url), Barrier(16)
+
+    def run(seed: int) -> str:
+        start.wait()
+        try:
+            return publish(store, "digits", sets[seed].root, description=make_description(), documents={}).version
+        except FailedError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(16) as pool:
+        ends = list(pool.map(run, range(16)))
+    winners = [end for end in ends if "another publisher was faster" not in end]
+    assert sorted(winners) == sorted(version for version, _ in pointer(store)["history"])
+    rows = list_releases(store)
+    assert len(rows) == 16
+    assert [row.version for row in rows if row.latest] == [pointer(store)["version"]]
+    for row in rows:
+        found = contents(store, f"digits/v={row.version}/")
+        for file in json.loads(found[f"digits/v={row.version}/manifest.json"])["files"]:
+            assert hashlib.sha256(found[f"digits/v={row.version}/{file['path']}"]).hexdigest() == file["sha256"]
+
+
+def test_a_store_that_ignores_conditions_is_said(ignoring, s3_url: str, images, description) -> None:
+    published = publish(open_store(s3_url), "digits", images.root, description=description, documents={})
+    assert "ignores conditional writes" in published.caveat
+    verify(f"{s3_url}/digits")
+
+
+def test_a_lost_race_on_a_store_that_ignores_conditions(
+    ignoring, s3_url: str, tmp_path: Path, make_images, description
+) -> None:
+    """Another publisher is done while this one is under way: seen, and not overwritten."""
+    store, ours, theirs = open_store(s3_url), make_images(tmp_path / "ours", 1), make_images(tmp_path / "theirs", 2)
+    strip = ignoring.fault
+    done = []
+
+    def fault(number: int, method: str, path: str, headers: dict[str, str]) -> None:
+        strip(number, method, path, headers)
+        if path.endswith("SHA256SUMS") and not done:
+            done.append(True)
+            done.append(publish(store, "digits", theirs.root, description=description, documents={}).version)
+
+    ignoring.fault = fault
+    with pytest.raises(FailedError, match="another publisher was faster"):
+        publish(open_store(s3_url), "digits", ours.root, description=description, documents={})
+    assert pointer(store)["version"] == done[1]
+
+
+def test_a_store_without_permission_is_said_and_nothing_is_visible(proxy, s3_url: str, images, description) -> None:
+    proxy.fault = lambda number, method, path, headers: 403 if method == "PUT" else None
+    with pytest.raises(FailedError, match="PutObject is refused with these credentials"):
+        publish(open_store(s3_url), "digits", images.root, description=description, documents={})
+    assert list_releases(open_store(s3_url)) == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"schema_version": 1}', b'{"schema_version": 2}', b"\xff", b"[" * 9999]
+)
+def test_a_pointer_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    store = open_store(str(tmp_path))
+    store.create("digits/latest.json", content)
+    with pytest.raises(FailedError, match=r"digits/latest\.json: "):
+        list_releases(store)
+
+
+@pytest.mark.parametrize("version", ["../../elsewhere", "s3://other/v=1", "/etc", ""])
+def test_a_pointer_to_elsewhere_is_refused(tmp_path: Path, version: str) -> None:
+    store = open_store(str(tmp_path))
+    content = {"schema_version": 1, "version": version, "history": [[version, "2026-01-01T00:00:00+00:00"]]}
+    store.create("digits/latest.json", json.dumps(content).encode())
+    with pytest.raises(FailedError, match=r"digits/latest\.json: points to"):
+        list_releases(store)
