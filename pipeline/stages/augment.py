@@ -1,0 +1,216 @@
+"""augment: what the generator draws → out/synthetic: a class-balanced ImageSet, its manifest, and what was dropped.
+
+Latents are drawn wider than in training, and what a classifier does not take for the asked-for class is dropped (GaFi,
+arXiv 2305.10118); so are near-copies of training images. Samples are judged in the order of their index and each class
+keeps the first that pass: a larger set begins with the smaller one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import paths
+from pipeline.errors import FailedError, UserError
+from pipeline.gan.model import Model
+from pipeline.imageset import ImageSet, Row, write_imageset
+from pipeline.imageset.files import atomic_folder
+from pipeline.imageset.layout import content_hash
+from pipeline.imageset.manifest import write_manifest
+from pipeline.metrics.classifier import Classifier, predict
+from pipeline.metrics.judges import FILTER, Judges
+from pipeline.metrics.neighbours import nearest
+from pipeline.params import Document
+from pipeline.progress import ProgressLine
+
+_CHUNK = 512  # samples that are judged together, always: in another batch a probability may differ in its last bit
+_REASONS = ("other_label", "low_confidence", "near_copy", "duplicate", "class_full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """The `augment` section of params.yaml.
+
+    `spread` is the standard deviation of the latents. The filter's most probable class must be the asked-for one, at a
+    probability of at least `min_confidence`. A near-copy is nearer to a training image than the quantile
+    `copy_quantile` of validation images is. The stage fails when `max_draws_per_image` samples for each wanted image
+    were not enough.
+    """
+
+    seed: int = 3
+    images_per_class: int = 500
+    spread: float = 1.2
+    min_confidence: float = 0.5
+    copy_quantile: float = 0.01
+    max_draws_per_image: int = 20
+
+    def __post_init__(self) -> None:
+        for name, least in {"seed": 0, "images_per_class": 1, "max_draws_per_image": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; needed at least {least}")
+        if not 0 < self.spread < float("inf"):
+            raise ValueError(f"spread is {self.spread}; needed a number above 0")
+        for name in ("min_confidence", "copy_quantile"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; needed 0 or more, and below 1")
+
+
+def read_params(document: Document) -> Params:
+    return document.section("augment", Params)
+
+
+class Sampler(Protocol):
+    """What `Model` is here: sample i is fixed by (seed, i), its label the asked-for one or -1."""
+
+    def sample(self, *, seed: int, start: int, count: int, spread: float) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sieve:
+    """What a sample must pass, apart from the other samples."""
+
+    filter: Classifier
+    min_confidence: float
+    train: NDArray[np.uint8]  # (N, C, H, W)
+    copy_distance: float  # root mean square over pixels, in levels of 0 to 255
+
+    def judge(self, images: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+        """Of samples (N, C, H, W): labels (asked for, or by the filter where -1), the filter's confidence in them,
+        distances to the nearest training image, and for each the reason to drop it or an empty text.
+        """
+        probabilities = predict(self.filter, images)
+        likeliest = probabilities.argmax(axis=1)
+        labels = np.where(asked < 0, likeliest, asked)
+        confidences = probabilities[np.arange(len(labels)), labels]
+        distances, _ = nearest(images, self.train)
+        reasons = np.select(
+            [labels != likeliest, confidences < self.min_confidence, distances < self.copy_distance],
+            _REASONS[:3],
+            default="",
+        )
+        return labels, confidences, distances, reasons.tolist()
+
+
+@dataclass(kw_only=True)
+class Selection:
+    """Takes the samples of `sampler` in order, keeps the first `images_per_class` of each class that pass, counts all.
+
+    Iterating gives the kept ones as rows. `tally` counts by (label, "kept" or the reason) up to the last kept sample.
+    """
+
+    sampler: Sampler
+    sieve: Sieve
+    params: Params
+    classes: tuple[str, ...]
+    tally: Counter[tuple[int, str]] = dataclasses.field(default_factory=Counter)
+
+    def __iter__(self) -> Iterator[Row]:
+        params, wanted = self.params, self.params.images_per_class * len(self.classes)
+        line = ProgressLine("augment", wanted, "images")
+        contents: set[str] = set()
+        for start in count(0, _CHUNK):
+            if start >= wanted * params.max_draws_per_image:
+                raise FailedError(self._too_few(start))
+            images, asked = self.sampler.sample(seed=params.seed, start=start, count=_CHUNK, spread=params.spread)
+            labels, confidences, distances, reasons = self.sieve.judge(images, asked)
+            for place, (label, reason) in enumerate(zip(labels.tolist(), reasons, strict=True)):
+                content = content_hash(images[place])
+                if not reason and content in contents:
+                    reason = "duplicate"
+                elif not reason and self.tally[label, "kept"] == params.images_per_class:
+                    reason = "class_full"
+                self.tally[label, reason or "kept"] += 1
+                if reason:
+                    continue
+                contents.add(content)
+                yield Row(
+                    split="train",
+                    label=label,
+                    image=images[place],
+                    path=f"{start + place:08d}.png",
+                    provenance={
+                        "seed": params.seed,
+                        "index": start + place,
+                        "spread": params.spread,
+                        "confidence": round(float(confidences[place]), 6),
+                        "nearest_distance": round(float(distances[place]), 4),
+                    },
+                )
+                if len(contents) == wanted:
+                    line.update(wanted, f"{self.tally.total():,} drawn")
+                    return
+            line.update(len(contents), f"{self.tally.total():,} drawn")
+
+    def counts(self) -> dict[str, Any]:
+        """Drawn, kept, and dropped by reason, in all and by class."""
+        by_class = {
+            name: {found: self.tally[label, found] for found in ("kept", *_REASONS)}
+            for label, name in enumerate(self.classes)
+        }
+        total = {found: sum(each[found] for each in by_class.values()) for found in ("kept", *_REASONS)}
+        return {"drawn": self.tally.total(), "kept": total.pop("kept"), "dropped": total, "classes": by_class}
+
+    def _too_few(self, drawn: int) -> str:
+        label = min(range(len(self.classes)), key=lambda label: self.tally[label, "kept"])
+        dropped = {reason: self.tally[label, reason] for reason in _REASONS if self.tally[label, reason]}
+        why = ", ".join(f"{reason} {number:,}" for reason, number in dropped.items()) or "never drawn"
+        return (
+            f"augment: {drawn:,} samples gave {self.tally[label, 'kept']:,} of {self.params.images_per_class:,} images "
+            f"of class '{self.classes[label]}' (dropped: {why}); needed a better model, lower augment.min_confidence, "
+            f"or augment.max_draws_per_image above {self.params.max_draws_per_image}"
+        )
+
+
+def run(document: Document) -> None:
+    """Write out/synthetic, whole or not at all. Raises UserError when model, judges and real set do not fit."""
+    params = read_params(document)
+    real = ImageSet.open(paths.REAL / paths.IMAGESET)
+    model, judges = Model.load(paths.MODEL), Judges.load(paths.FEATURES)
+    made = (model.classes, model.channels, model.image_size)
+    if made != (real.classes, real.channels, real.image_size):
+        raise UserError(f"{paths.MODEL}: makes {_kind(*made)}; needed {_kind(real.classes, *real.shape[:2])}")
+    train, validation = real.arrays("train")[0], real.arrays("validation")[0]
+    sieve = Sieve(
+        filter=judges.filter,
+        min_confidence=params.min_confidence,
+        train=train,
+        copy_distance=float(np.quantile(nearest(validation, train)[0], params.copy_quantile)),
+    )
+    selection = Selection(sampler=model, sieve=sieve, params=params, classes=real.classes)
+    generator = {"family": model.family, "model_sha256": model.sha256, "data_fingerprint": model.data_fingerprint}
+    with atomic_folder(paths.SYNTHETIC) as folder:
+        imageset = write_imageset(
+            folder / paths.IMAGESET,
+            selection,
+            classes=real.classes,
+            source={
+                "kind": "generator",
+                "licence": real.source.get("licence", ""),
+                "description": f"Drawn by a {model.family} generator that learned from: {real.source['description']}",
+            },
+            resize=None,
+            synthetic=True,
+            generator=generator,
+        )
+        write_manifest(folder / paths.MANIFEST, imageset)
+        report = selection.counts() | {
+            "generator": generator,
+            "filter_sha256": judges.about["classifiers"][FILTER]["sha256"],
+            "real_fingerprint": real.fingerprint,
+            "copy_distance": sieve.copy_distance,
+            "params": dataclasses.asdict(params),
+        }
+        (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _kind(classes: tuple[str, ...], channels: int, image_size: int) -> str:
+    names = ", ".join(classes[:3]) + (", …" if len(classes) > 3 else "")
+    return f"{channels}×{image_size}×{image_size} images of {len(classes)} classes ({names})"

@@ -1,0 +1,287 @@
+"""augment: what is kept, what is dropped and why, with a sampler whose faults are known; then the stage as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipeline import paths
+from pipeline.errors import FailedError, UserError
+from pipeline.gan.batches import Batches
+from pipeline.gan.family import ImageSpec, load_family
+from pipeline.gan.model import Model
+from pipeline.gan.training import Trainer
+from pipeline.imageset import ImageSet, Row, write_imageset
+from pipeline.metrics.classifier import Classifier, train_classifier
+from pipeline.params import Document
+from pipeline.stages import augment, features
+from pipeline.stages.augment import Params, Selection, Sieve
+
+CLASSES = ("low", "middle", "high")
+
+
+def bars(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Noisy 8×8 images with a bright bar at the height of their class."""
+    images = np.random.default_rng(seed).integers(0, 60, (len(labels), 1, 8, 8), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[0, 1 + 2 * label : 3 + 2 * label] += 150
+    return images
+
+
+TRAIN_LABELS = np.arange(150) % 3
+TRAIN = bars(TRAIN_LABELS, 1)
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    return train_classifier(TRAIN, TRAIN_LABELS, classes=3, seed=0, images_seen=3000, width=8)
+
+
+class FaultySampler:
+    """Bars of the asked-for class, but of every ten samples one is of another class, one a copy, one a repetition."""
+
+    def __init__(self, conditional: bool = True) -> None:
+        self.conditional = conditional
+        numbers = np.arange(5000)
+        self.asked = numbers % 3
+        self.shown = np.where(numbers % 10 == 4, (self.asked + 1) % 3, self.asked)
+        self.images = bars(self.shown, 2)
+        copies = numbers[numbers % 10 == 6]
+        self.images[copies] = TRAIN[self.asked[copies] + 3 * (copies % 50)]
+        repeated = numbers[numbers % 10 == 8]
+        self.images[repeated] = self.images[repeated - 3]  # of the same class, and itself without fault
+
+    def sample(self, *, seed: int, start: int, count: int, spread: float) -> tuple[np.ndarray, np.ndarray]:
+        rows = slice(start, start + count)
+        return self.images[rows], self.asked[rows] if self.conditional else np.full(count, -1)
+
+
+def select(classifier: Classifier, sampler: Any = None, **settings: Any) -> tuple[list[Row], Selection]:
+    params = Params(**{"images_per_class": 100, "min_confidence": 0.5} | settings)
+    sieve = Sieve(filter=classifier, min_confidence=params.min_confidence, train=TRAIN, copy_distance=1e-3)
+    selection = Selection(sampler=sampler or FaultySampler(), sieve=sieve, params=params, classes=CLASSES)
+    return list(selection), selection
+
+
+def indices(rows: list[Row], label: int) -> list[int]:
+    return [int(row.provenance["index"]) for row in rows if row.label == label]
+
+
+def test_every_planted_fault_is_dropped_for_its_reason(classifier: Classifier) -> None:
+    _, selection = select(classifier)
+    counts = selection.counts()
+    drawn = np.arange(counts["drawn"])
+    assert counts["dropped"]["other_label"] == np.sum(drawn % 10 == 4)
+    assert counts["dropped"]["near_copy"] == np.sum(drawn % 10 == 6)
+    assert counts["dropped"]["duplicate"] == np.sum(drawn % 10 == 8)
+    assert counts["dropped"]["low_confidence"] == 0
+
+
+def test_the_counts_add_up(classifier: Classifier) -> None:
+    rows, selection = select(classifier)
+    counts = selection.counts()
+    assert counts["kept"] == len(rows) == 300
+    assert (
+        counts["drawn"]
+        == counts["kept"] + sum(counts["dropped"].values())
+        == 1 + max(index for label in range(3) for index in indices(rows, label))
+    )
+    for reason, total in counts["dropped"].items():
+        assert total == sum(by_reason[reason] for by_reason in counts["classes"].values())
+
+
+def test_each_class_keeps_its_lowest_faultless_indices(classifier: Classifier) -> None:
+    rows, _ = select(classifier)
+    numbers = np.arange(5000)
+    faultless = numbers[~np.isin(numbers % 10, (4, 6, 8))]
+    for label in range(3):
+        assert indices(rows, label) == faultless[faultless % 3 == label][:100].tolist()
+
+
+def test_a_larger_set_begins_with_the_smaller_one(classifier: Classifier) -> None:
+    small, large = select(classifier, images_per_class=40)[0], select(classifier, images_per_class=90)[0]
+    for label in range(3):
+        ours, theirs = ([row for row in rows if row.label == label] for rows in (small, large))
+        for one, other in zip(ours, theirs[:40], strict=True):
+            assert one.provenance == other.provenance
+            assert np.array_equal(one.image, other.image)
+
+
+def test_confidence_below_the_least_drops(classifier: Classifier) -> None:
+    rows, _ = select(classifier, images_per_class=50)
+    least = float(np.median([float(row.provenance["confidence"]) for row in rows]))
+    strict, selection = select(classifier, images_per_class=50, min_confidence=least)
+    assert min(float(row.provenance["confidence"]) for row in strict) >= least - 1e-6
+    assert selection.counts()["dropped"]["low_confidence"] > 0
+
+
+def test_without_labels_the_filter_names_the_class(classifier: Classifier) -> None:
+    sampler = FaultySampler(conditional=False)
+    rows, selection = select(classifier, sampler)
+    assert all(row.label == sampler.shown[int(row.provenance["index"])] for row in rows)
+    assert selection.counts()["dropped"]["other_label"] == 0
+
+
+def test_a_class_that_never_passes_ends_in_one_sentence(classifier: Classifier) -> None:
+    sampler = FaultySampler()
+    sampler.images[sampler.asked == 2] = bars(np.zeros(np.sum(sampler.asked == 2), np.int64), 3)
+    with pytest.raises(
+        FailedError,
+        match=r"^augment: 1,024 samples gave 0 of 100 images of class 'high' \(dropped: other_label 341\); needed .*"
+        r"augment\.max_draws_per_image above 3$",
+    ):
+        select(classifier, sampler, max_draws_per_image=3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"images_per_class": 0}, "images_per_class is 0; needed at least 1"),
+        ({"spread": 0}, "spread is 0.0; needed a number above 0"),
+        ({"min_confidence": 1.0}, "min_confidence is 1.0; needed 0 or more, and below 1"),
+        ({"copy_quantile": -0.1}, "copy_quantile is -0.1; needed"),
+        ({"images_per_clas": 5}, "images_per_clas is not a setting; did you mean 'images_per_class'?"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(setting: Mapping[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=r"^params\.yaml: augment\.") as error:
+        augment.read_params(Document({"augment": dict(setting)}))
+    assert sentence in str(error.value)
+
+
+def document(**settings: Any) -> Document:
+    return Document({"augment": {"seed": 5, "images_per_class": 30, "max_draws_per_image": 30} | settings})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace after train: bars, their judges, and a generator that has learned them."""
+    root = tmp_path_factory.mktemp("workspace")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("FORGELINE_CACHE", str(root / "cache"))
+        rows = [
+            Row(
+                split="train" if i < 150 else "validation",
+                label=i % 3,
+                image=image,
+                path=f"{i}.png",
+                provenance={"content": f"{i:064x}"},
+            )
+            for i, image in enumerate([*TRAIN, *bars(np.arange(60) % 3, 7)])
+        ]
+        real = write_imageset(
+            paths.REAL / paths.IMAGESET,
+            rows,
+            classes=CLASSES,
+            source={"kind": "made up", "licence": "CC0", "description": "bars"},
+            resize=None,
+            synthetic=False,
+        )
+        features.run(Document({"features": {"images_seen": 2000, "width": 8}}))
+        torch.manual_seed(0)
+        families = load_family("conditional")
+        config = families.Config(width=64)
+        family = families.Family(config, ImageSpec(channels=1, image_size=8, classes=3))
+        batches = Batches(*real.arrays("train"), batch_size=64, seed=0, device=torch.device("cpu"))
+        trainer = Trainer(family, batches, images=40_000, snapshot_images=10**9, judge=lambda *_: 0.0)
+        while not trainer.finished:
+            trainer.advance()
+        model = Model(
+            family="conditional",
+            config=config,
+            classes=CLASSES,
+            channels=1,
+            image_size=8,
+            images_seen=40_000,
+            data_fingerprint=real.fingerprint,
+            selection={},
+            generator=trainer.average.eval(),
+        )
+        model.save(paths.MODEL)
+    return root
+
+
+@pytest.fixture
+def workspace(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy by links: out/ is this test's own, what is in it is not written to."""
+    (tmp_path / "out").mkdir()
+    for path in (made / "out").iterdir():
+        (tmp_path / "out" / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FORGELINE_CACHE", str(made / "cache"))
+    return tmp_path
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_the_stage_writes_a_balanced_synthetic_set_that_names_its_generator(workspace: Path) -> None:
+    augment.run(document())
+    synthetic = ImageSet.open(paths.SYNTHETIC / paths.IMAGESET)
+    synthetic.verify()
+    assert synthetic.synthetic
+    assert synthetic.counts == {"train": (30, 30, 30)}
+    assert synthetic.generator == {
+        "family": "conditional",
+        "model_sha256": Model.load(paths.MODEL).sha256,
+        "data_fingerprint": ImageSet.open(paths.REAL / paths.IMAGESET).fingerprint,
+    }
+
+
+def test_every_image_can_be_drawn_again_from_its_provenance(workspace: Path) -> None:
+    augment.run(document())
+    synthetic = ImageSet.open(paths.SYNTHETIC / paths.IMAGESET)
+    images, labels = synthetic.arrays("train")
+    columns = synthetic.table("train").to_pydict()
+    model = Model.load(paths.MODEL)
+    for row in (0, 31, 89):
+        index, spread, seed = (columns[name][row] for name in ("index", "spread", "seed"))
+        again, asked = model.sample(seed=seed, start=index, count=1, spread=spread)
+        assert np.array_equal(again[0], images[row])
+        assert asked[0] == labels[row]
+
+
+def test_the_manifest_has_the_provenance_and_the_report_adds_up(workspace: Path) -> None:
+    augment.run(document())
+    manifest = pq.read_table(paths.SYNTHETIC / paths.MANIFEST).to_pydict()
+    report = json.loads((paths.SYNTHETIC / "report.json").read_text())
+    assert {"seed", "index", "spread", "confidence", "nearest_distance", "content"} <= set(manifest)
+    assert min(manifest["confidence"]) >= 0.5
+    assert min(manifest["nearest_distance"]) >= report["copy_distance"] - 1e-4
+    assert report["kept"] == len(set(manifest["content"])) == 90
+    assert report["drawn"] == 90 + sum(report["dropped"].values())
+    assert report["params"] == dataclasses.asdict(augment.read_params(document()))
+
+
+def test_the_same_settings_give_the_same_bytes(workspace: Path) -> None:
+    augment.run(document())
+    first = contents(paths.SYNTHETIC)
+    augment.run(document())
+    assert contents(paths.SYNTHETIC) == first
+
+
+def test_a_failure_leaves_the_older_set_as_it_was(workspace: Path) -> None:
+    augment.run(document())
+    first = contents(paths.SYNTHETIC)
+    with pytest.raises(FailedError, match="max_draws_per_image above 1"):
+        augment.run(document(min_confidence=0.999, max_draws_per_image=1))
+    assert contents(paths.SYNTHETIC) == first
+    assert {path.name for path in paths.OUT.iterdir()} == {"real", "features", "model", "synthetic"}
+
+
+def test_a_model_of_other_images_is_refused(workspace: Path) -> None:
+    model = Model.load(paths.MODEL)
+    paths.MODEL.unlink()
+    dataclasses.replace(model, classes=("a", "b", "c")).save(paths.MODEL)
+    with pytest.raises(UserError, match=r"^out/model: makes 1×8×8 images of 3 classes \(a, b, c\); needed 1×8×8"):
+        augment.run(document())
