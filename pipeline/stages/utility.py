@@ -1,0 +1,323 @@
+"""utility: does the synthetic set help a classifier? → out/utility: utility.json, table.csv, figures/utility.png.
+
+All classifiers are trained first. For each fraction of the real images, the learning rate (with real images only) and
+the share of synthetic images are chosen on the validation split; then the chosen ones meet the test split, once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from math import ceil
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline import paths
+from pipeline.errors import UserError
+from pipeline.imageset import ImageSet
+from pipeline.imageset.files import atomic_folder
+from pipeline.metrics.classifier import load, predict, save
+from pipeline.metrics.utility import (
+    ARMS,
+    BASELINES,
+    INTERVALS,
+    PROTOCOLS,
+    Arm,
+    Data,
+    Training,
+    percent,
+    protocol_of,
+    sentence,
+    t_interval,
+    train,
+    verdict,
+)
+from pipeline.params import Document
+from pipeline.progress import ProgressLine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """The `utility` section of params.yaml.
+
+    `fractions` are of the real training split. Every classifier sees `images_seen` images, those of the arm `real` half
+    as many. For each fraction one of `learning_rates` is chosen with real images only, and all arms use it; and one of
+    `synthetic_shares` of the images that the arm `mixed` sees.
+    """
+
+    fractions: tuple[float, ...] = (0.05, 0.1, 0.2, 1.0)
+    seeds: int = 5
+    images_seen: int = 12_000
+    learning_rates: tuple[float, ...] = (0.005, 0.01)
+    synthetic_shares: tuple[float, ...] = (0.5, 0.8)
+    width: int = 16  # channels of the first layer
+    flip: bool = False  # whether a mirror image keeps its class
+
+    def __post_init__(self) -> None:
+        for name in ("fractions", "learning_rates", "synthetic_shares"):
+            values = getattr(self, name)
+            if not values or sorted(set(values)) != list(values) or not 0 < values[0] <= values[-1] <= 1:
+                raise ValueError(f"{name} is {list(values)}; needed numbers above 0 and at most 1, in ascending order")
+        if self.synthetic_shares[-1] == 1:
+            raise ValueError("synthetic_shares has 1; needed shares below 1, all synthetic is an arm of its own")
+        for name, least in {"seeds": 2, "images_seen": 1000, "width": 4}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; needed at least {least}")
+
+    def training(self, arm: Arm, fraction: float, seed: int, learning_rate: float, share: float = 0.0) -> Training:
+        return Training(
+            arm=arm,
+            fraction=fraction,
+            seed=seed,
+            images_seen=self.images_seen // 2 if arm == "real" else self.images_seen,
+            learning_rate=learning_rate,
+            synthetic_share=share,
+            width=self.width,
+            flip=self.flip,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ingest:
+    """The one setting of `ingest` that matters here."""
+
+    train_fraction: float = 1.0
+
+
+def read_params(document: Document) -> tuple[Params, float]:
+    """`utility`, and the part of all real training images that `ingest` kept for generator and classifiers alike."""
+    section = document.content.get("ingest", {})
+    known = {name: section[name] for name in ("train_fraction",) if name in section}
+    return document.section("utility", Params), document.build("ingest", known, _Ingest).train_fraction
+
+
+def run(document: Document) -> None:
+    """Write out/utility, whole or not at all. Raises UserError when the two sets do not fit each other."""
+    from pipeline.report.utility import draw
+
+    params, kept_fraction = read_params(document)
+    roots = (paths.REAL / paths.IMAGESET, paths.SYNTHETIC / paths.IMAGESET)
+    real, synthetic = map(ImageSet.open, roots)
+    if (synthetic.classes, synthetic.shape) != (real.classes, real.shape):
+        raise UserError(
+            f"{synthetic.root}: has {len(synthetic.classes)} classes of shape {synthetic.shape}; needed the "
+            f"{len(real.classes)} classes and the shape {real.shape} of {real.root}"
+        )
+    with TemporaryDirectory() as folder, workers(*roots) as pool:
+        outcome = measure(params, pool, Path(folder))
+    report = describe(outcome, params, real, synthetic, kept_fraction)
+    with atomic_folder(paths.UTILITY) as folder:
+        (folder / "figures").mkdir()
+        (folder / "table.csv").write_text(table(report["rows"]), encoding="utf-8")
+        (folder / "utility.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        draw(folder / "figures" / "utility.png", report["rows"])
+    for row in report["rows"]:
+        print(f"utility: {row['sentence']}")
+
+
+Setting = tuple[Training, ...]  # one training for each seed, alike in all else
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What was found. Settings are by (fraction of the real images, arm), one training for each seed."""
+
+    candidates: dict[tuple[float, Arm], list[Setting]] = field(default_factory=dict)
+    chosen: dict[tuple[float, Arm], Setting] = field(default_factory=dict)
+    validation: dict[Training, float] = field(default_factory=dict)  # accuracy, percent
+    test_labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    test_right: dict[Training, NDArray[np.bool_]] = field(default_factory=dict)  # which test images; of chosen ones
+
+    def validated(self, setting: Setting) -> float:
+        """Mean accuracy on the validation split over the seeds, percent."""
+        return round(float(np.mean([self.validation[training] for training in setting])), 9)
+
+    def tested(self, fraction: float, arm: Arm, label: int | None = None) -> NDArray[np.float64]:
+        """Accuracy on the test split, or on its images of one class, by seed (S,), percent."""
+        of_class = self.test_labels == label if label is not None else slice(None)
+        return np.array([100 * self.test_right[training][of_class].mean() for training in self.chosen[fraction, arm]])
+
+
+def measure(params: Params, pool: Executor, folder: Path) -> Outcome:
+    """Train and choose; only then test. `folder` keeps the classifiers in between."""
+    outcome, files = Outcome(), dict[Training, Path]()
+    tuned = len(params.learning_rates) + len(params.synthetic_shares)
+    seen = len(params.fractions) * (tuned * params.images_seen + params.images_seen // 2)
+    seen += len(params.learning_rates) * params.images_seen
+    line = ProgressLine("utility", params.seeds * seen, "images")
+
+    def setting(arm: Arm, fraction: float, learning_rate: float, share: float = 0.0) -> Setting:
+        return tuple(params.training(arm, fraction, seed, learning_rate, share) for seed in range(params.seeds))
+
+    def settle(candidates: Mapping[tuple[float, Arm], list[Setting]]) -> None:
+        """Train all candidates and choose among those of one key on the validation split; of equals the first."""
+        running = {}
+        for training in chain.from_iterable(chain.from_iterable(candidates.values())):
+            files[training] = folder / f"{len(files)}.safetensors"
+            running[pool.submit(_train, training, files[training])] = training
+        for future in as_completed(running):
+            outcome.validation[running[future]] = future.result()
+            line.update(sum(training.images_seen for training in outcome.validation))
+        outcome.candidates |= candidates
+        outcome.chosen |= {key: max(settings, key=outcome.validated) for key, settings in candidates.items()}
+
+    settle(
+        {
+            (fraction, "real_long"): [setting("real_long", fraction, rate) for rate in params.learning_rates]
+            for fraction in params.fractions
+        }
+        | {(0.0, "synthetic"): [setting("synthetic", 0.0, rate, 1.0) for rate in params.learning_rates]}
+    )
+    rates = {fraction: outcome.chosen[fraction, "real_long"][0].learning_rate for fraction in params.fractions}
+    settle(
+        {(fraction, "real"): [setting("real", fraction, rate)] for fraction, rate in rates.items()}
+        | {
+            (fraction, "mixed"): [setting("mixed", fraction, rate, share) for share in params.synthetic_shares]
+            for fraction, rate in rates.items()
+        }
+    )
+    chosen = [training for setting in outcome.chosen.values() for training in setting]
+    # Every choice is made: from here on the test split is known.
+    outcome.test_labels, right = pool.submit(_test, [files[training] for training in chosen]).result()
+    outcome.test_right = dict(zip(chosen, right, strict=True))
+    return outcome
+
+
+@contextmanager
+def workers(real: Path, synthetic: Path) -> Iterator[Executor]:
+    """A process for each core, each with both ImageSets open and torch on one thread: results know no core count."""
+    context = multiprocessing.get_context("spawn")
+    watched, held = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        len(os.sched_getaffinity(0)), mp_context=context, initializer=_begin, initargs=(watched, real, synthetic)
+    )
+    try:
+        yield pool
+    except BaseException:
+        held.close()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_sets: tuple[ImageSet, ImageSet]  # of a worker: real and synthetic
+
+
+def _begin(watched: Connection, real: Path, synthetic: Path) -> None:
+    """Begin a worker. It ends at once when the other end of `watched` is closed, also by the death of its holder."""
+
+    def end_with_parent() -> None:
+        with suppress(EOFError):
+            watched.recv()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    global _sets
+    _sets = ImageSet.open(real), ImageSet.open(synthetic)
+
+
+def _train(training: Training, file: Path) -> float:
+    """Train, save to `file`, and return the accuracy on the validation split in percent."""
+    real, synthetic = _sets
+    contents = real.table("train", ["content"])["content"].to_pylist()
+    data = Data(
+        real=real.arrays("train"), contents=contents, synthetic=synthetic.arrays("train"), classes=len(real.classes)
+    )
+    classifier = train(training, data)
+    save(classifier, file)
+    images, labels = real.arrays("validation")
+    return float(100 * (predict(classifier, images).argmax(axis=1) == labels).mean())
+
+
+def _test(files: Sequence[Path]) -> tuple[NDArray[np.int64], list[NDArray[np.bool_]]]:
+    """The labels of the test split, and which images each classifier gets right. Nothing else reads this split."""
+    images, labels = _sets[0].arrays("test")
+    return labels, [predict(load(file), images).argmax(axis=1) == labels for file in files]
+
+
+def describe(
+    outcome: Outcome, params: Params, real: ImageSet, synthetic: ImageSet, kept_fraction: float
+) -> dict[str, Any]:
+    """What utility.json holds. `dvc metrics show` shows what is outside of lists; these are for people and reports."""
+    same_set = (synthetic.generator or {}).get("data_fingerprint") == real.fingerprint
+    rows = [_row(outcome, fraction, real, kept_fraction, same_set=same_set) for fraction in params.fractions]
+    return {
+        "synthetic_only_accuracy": t_interval(outcome.tested(0.0, "synthetic")).mean,
+        "gain_over_real": {row["data"]: row["gain_over_real"]["mean"] for row in rows},
+        "gain_over_real_long": {row["data"]: row["gain_over_real_long"]["mean"] for row in rows},
+        "rows": rows,
+        "choices": [
+            {
+                "arm": arm,
+                "fraction": fraction,
+                "learning_rate": setting[0].learning_rate,
+                "synthetic_share": setting[0].synthetic_share,
+                "images_seen": setting[0].images_seen,
+                "validation_accuracy": outcome.validated(setting),
+                "chosen": setting == outcome.chosen[fraction, arm],
+            }
+            for (fraction, arm), settings in outcome.candidates.items()
+            for setting in settings
+        ],
+        "protocol": [*PROTOCOLS.values(), *(f"{arm}: {meaning}." for arm, meaning in ARMS.items()), INTERVALS],
+    }
+
+
+def _row(outcome: Outcome, fraction: float, real: ImageSet, kept_fraction: float, *, same_set: bool) -> dict[str, Any]:
+    """What holds for classifiers with `fraction` of the real training split; accuracies and gains are in percent."""
+    accuracy = {arm: outcome.tested(0.0 if arm == "synthetic" else fraction, arm) for arm in ARMS}
+    gains = {arm: t_interval(accuracy["mixed"] - accuracy[arm]) for arm in BASELINES}
+    protocol = protocol_of(fraction, same_set=same_set)
+    data = percent(fraction * kept_fraction)
+    generator_data = f"{percent(kept_fraction)} of it" if same_set else "other data"
+    by_class = {
+        name: outcome.tested(fraction, "mixed", label) - outcome.tested(fraction, "real_long", label)
+        for label, name in enumerate(real.classes)
+    }
+    chosen = outcome.chosen[fraction, "mixed"][0]
+    return {
+        "data": data,
+        "data_fraction": round(fraction * kept_fraction, 9),
+        "real_images": sum(ceil(round(fraction * count, 9)) for count in real.counts["train"]),
+        "protocol": protocol,
+        "verdict": verdict(list(gains.values())),
+        "sentence": sentence(protocol, f"{data} of the data", generator_data, gains["real"], gains["real_long"]),
+        "gain_over_real": asdict(gains["real"]),
+        "gain_over_real_long": asdict(gains["real_long"]),
+        "accuracy": {arm: asdict(t_interval(values)) for arm, values in accuracy.items()},
+        "accuracy_by_seed": {arm: [round(value, 4) for value in values.tolist()] for arm, values in accuracy.items()},
+        "class_gain_over_real_long": {name: asdict(t_interval(values)) for name, values in by_class.items()},
+        "learning_rate": chosen.learning_rate,
+        "synthetic_share": chosen.synthetic_share,
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as CSV for `dvc plots`: one line per fraction, for each arm and gain its mean and interval."""
+    flat = []
+    for row in rows:
+        line = {name: row[name] for name in ("data_fraction", "protocol", "real_images", "verdict")}
+        for name, interval in [*row["accuracy"].items(), *((name, row[name]) for name in row if name[:5] == "gain_")]:
+            line |= {name: interval["mean"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
+        flat.append(line)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()

@@ -1,0 +1,131 @@
+"""Intervals by their closed form, what a row may be called, and what each arm trains on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.metrics.utility import Data, Interval, Training, draw, protocol_of, sentence, t_interval, train, verdict
+
+
+def test_the_interval_of_five_values_is_the_textbooks() -> None:
+    half = 2.7764451052 * math.sqrt(2.5 / 5)  # t(0.975, 4), variance 2.5
+    interval = t_interval([1, 2, 3, 4, 5])
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((3, 3 - half, 3 + half), abs=1e-4)
+
+
+def test_the_interval_of_two_values_is_wide() -> None:
+    interval = t_interval([0, 2])
+    assert interval.high == pytest.approx(1 + 12.7062047, abs=1e-3)
+
+
+def test_intervals_hold_the_truth_95_times_in_100() -> None:
+    samples = np.random.default_rng(0).normal(0.3, 2, size=(4000, 5))
+    held = [interval.low <= 0.3 <= interval.high for interval in map(t_interval, samples)]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.01)
+
+
+def test_one_value_has_no_interval() -> None:
+    with pytest.raises(ValueError, match=r"^values are 1; needed at least 2"):
+        t_interval([1.0])
+
+
+@pytest.mark.parametrize(
+    ("fraction", "same_set", "protocol"),
+    [(1.0, True, "same-data"), (0.5, True, "shared-generator"), (1.0, False, "shared-generator")],
+)
+def test_only_all_of_the_generators_own_images_are_same_data(fraction: float, same_set: bool, protocol: str) -> None:
+    assert protocol_of(fraction, same_set=same_set) == protocol
+
+
+ABOVE, AROUND, BELOW = (Interval(mean=mean, low=mean - 1, high=mean + 1) for mean in (2, 0, -2))
+
+
+@pytest.mark.parametrize(
+    ("gains", "word"),
+    [
+        ((ABOVE, ABOVE), "helps"),
+        ((ABOVE, AROUND), "makes no difference"),
+        ((AROUND, AROUND), "makes no difference"),
+        ((ABOVE, BELOW), "harms"),
+        ((BELOW, BELOW), "harms"),
+    ],
+)
+def test_a_set_helps_only_against_both_baselines(gains: tuple[Interval, Interval], word: str) -> None:
+    assert verdict(gains) == word
+
+
+def test_only_same_data_says_that_it_helps_at_a_share_of_the_data() -> None:
+    gains = Interval(mean=1.234, low=0.5, high=2), Interval(mean=1, low=0.25, high=1.75)
+    same = sentence("same-data", "10 % of the data", "10 % of it", *gains)
+    shared = sentence("shared-generator", "10 % of the data", "100 % of it", *gains)
+    assert same.startswith("helps at 10 % of the data")
+    assert "helps at" not in shared
+    assert "whose generator learned from 100 % of it" in shared
+    assert "+1.23 points [+0.50, +2.00] over real only, +1.00 points [+0.25, +1.75]" in shared
+
+
+hashes = st.lists(st.text("0123456789abcdef", min_size=8, max_size=8), min_size=20, max_size=60, unique=True)
+
+
+@given(hashes, st.integers(0, 9))
+def test_a_smaller_draw_is_a_part_of_a_larger_one(contents: list[str], seed: int) -> None:
+    labels = np.arange(len(contents)) % 3
+    small, large = (draw(contents, labels, fraction, seed) for fraction in (0.1, 0.4))
+    assert set(small) <= set(large)
+    assert set(labels[small]) == {0, 1, 2}
+
+
+def test_another_seed_draws_other_images() -> None:
+    contents, labels = [f"{number:064x}" for number in range(200)], np.zeros(200, np.int64)
+    assert set(draw(contents, labels, 0.2, 0)) != set(draw(contents, labels, 0.2, 1))
+
+
+@pytest.fixture
+def data() -> Data:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (2, 40, 1, 8, 8), dtype=np.uint8)
+    labels = np.arange(40) % 2
+    return Data(
+        real=(images[0], labels),
+        contents=[f"{number:064x}" for number in range(40)],
+        synthetic=(images[1], labels),
+        classes=2,
+    )
+
+
+def trained(data: Data, synthetic_share: float) -> torch.Tensor:
+    training = Training(
+        arm="mixed",
+        fraction=0.5,
+        seed=3,
+        images_seen=300,
+        learning_rate=0.01,
+        width=4,
+        flip=False,
+        synthetic_share=synthetic_share,
+    )
+    return train(training, data).head.weight
+
+
+@pytest.mark.parametrize(
+    ("share", "side", "needed"),
+    [
+        (0.0, "real", True),
+        (0.0, "synthetic", False),
+        (0.5, "real", True),
+        (0.5, "synthetic", True),
+        (1.0, "real", False),
+        (1.0, "synthetic", True),
+    ],
+)
+def test_an_arm_learns_from_its_own_images_only(data: Data, share: float, side: str, needed: bool) -> None:
+    images, labels = getattr(data, side)
+    other = dataclasses.replace(data, **{side: (255 - images, labels)})
+    assert torch.equal(trained(data, share), trained(other, share)) is not needed

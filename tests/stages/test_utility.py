@@ -1,0 +1,258 @@
+"""utility on the real digits: noise is not said to help, more real images are, and the test split is read last."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from pipeline import paths
+from pipeline.errors import UserError
+from pipeline.imageset import ImageSet, Row, write_imageset
+from pipeline.imageset.layout import content_hash
+from pipeline.params import Document
+from pipeline.stages import utility
+from pipeline.stages.utility import Outcome, Params
+
+CLASSES = tuple("0123456789")
+DIGITS = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)[:, None]
+LABELS = load_digits().target.astype(np.int64)
+TRAIN, VALIDATION, TEST, REST = slice(0, 400), slice(400, 500), slice(500, 900), slice(900, 1797)
+
+
+def rows(images: np.ndarray, labels: np.ndarray, split: str) -> Iterator[Row]:
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        provenance = {"content": content_hash(image)}
+        yield Row(split=split, label=int(label), image=image, path=f"{i}.png", provenance=provenance)
+
+
+def write_real(test: tuple[np.ndarray, np.ndarray] = (DIGITS[TEST], LABELS[TEST])) -> ImageSet:
+    splits = {
+        "train": (DIGITS[TRAIN], LABELS[TRAIN]),
+        "validation": (DIGITS[VALIDATION], LABELS[VALIDATION]),
+        "test": test,
+    }
+    return write_imageset(
+        paths.REAL / paths.IMAGESET,
+        [row for split, arrays in splits.items() for row in rows(*arrays, split)],
+        classes=CLASSES,
+        source={"kind": "digits"},
+        resize=None,
+        synthetic=False,
+    )
+
+
+def write_synthetic(images: np.ndarray, labels: np.ndarray, **generator: str) -> ImageSet:
+    return write_imageset(
+        paths.SYNTHETIC / paths.IMAGESET,
+        rows(images, labels, "train"),
+        classes=CLASSES,
+        source={"kind": "generator"},
+        resize=None,
+        synthetic=True,
+        generator={"family": "none", **generator},
+    )
+
+
+@pytest.fixture(autouse=True)
+def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FORGELINE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Outcome]:
+    """What a worker does, in this process."""
+
+    def measure(params: Params) -> Outcome:
+        sets = ImageSet.open(paths.REAL / paths.IMAGESET), ImageSet.open(paths.SYNTHETIC / paths.IMAGESET)
+        monkeypatch.setattr(utility, "_sets", sets, raising=False)
+        with ThreadPoolExecutor(1) as pool:
+            return utility.measure(params, pool, tmp_path)
+
+    return measure
+
+
+SMALL = Params(fractions=(0.1,), seeds=3, images_seen=4000, learning_rates=(0.01,), synthetic_shares=(0.5,))
+TINY = Params(fractions=(0.2, 1.0), seeds=2, images_seen=1000, learning_rates=(0.005, 0.01), width=4)
+
+
+def only_row(outcome: Outcome, params: Params) -> dict[str, Any]:
+    sets = ImageSet.open(paths.REAL / paths.IMAGESET), ImageSet.open(paths.SYNTHETIC / paths.IMAGESET)
+    (row,) = utility.describe(outcome, params, *sets, kept_fraction=1.0)["rows"]
+    return dict(row)
+
+
+def test_noise_is_not_called_helpful(measure: Callable[..., Outcome]) -> None:
+    random = np.random.default_rng(0)
+    write_real()
+    write_synthetic(random.integers(0, 256, (500, 1, 8, 8), dtype=np.uint8), np.arange(500) % 10)
+    row = only_row(measure(SMALL), SMALL)
+    assert row["verdict"] in ("makes no difference", "harms")
+    assert row["accuracy"]["synthetic"]["mean"] < 30
+
+
+def test_the_rest_of_the_real_images_helps(measure: Callable[..., Outcome]) -> None:
+    write_real()
+    write_synthetic(DIGITS[REST], LABELS[REST])
+    row = only_row(measure(SMALL), SMALL)
+    assert row["verdict"] == "helps"
+    assert row["gain_over_real_long"]["mean"] > 2
+    assert row["sentence"].startswith("helps for who has 10 % of the data and receives this set")
+
+
+def test_gains_are_the_means_of_paired_differences(measure: Callable[..., Outcome]) -> None:
+    write_real()
+    write_synthetic(DIGITS[REST], LABELS[REST])
+    params = Params(fractions=(0.1,), seeds=2, images_seen=1000, learning_rates=(0.01,), synthetic_shares=(0.5,))
+    row = only_row(measure(params), params)
+    by_seed = {arm: np.array(values) for arm, values in row["accuracy_by_seed"].items()}
+    assert row["gain_over_real"]["mean"] == pytest.approx(np.mean(by_seed["mixed"] - by_seed["real"]), abs=1e-3)
+    test_labels = LABELS[TEST]
+    weighted = sum(
+        row["class_gain_over_real_long"][name]["mean"] * np.mean(test_labels == label)
+        for label, name in enumerate(CLASSES)
+    )
+    assert weighted == pytest.approx(row["gain_over_real_long"]["mean"], abs=1e-3)
+
+
+def test_another_test_split_changes_no_choice(measure: Callable[..., Outcome]) -> None:
+    write_real()
+    write_synthetic(DIGITS[REST], LABELS[REST])
+    outcome = measure(TINY)
+    write_real(test=(255 - DIGITS[TEST], LABELS[TEST]))
+    other = measure(TINY)
+    assert (outcome.chosen, outcome.validation) == (other.chosen, other.validation)
+    assert any(outcome.tested(*key).tolist() != other.tested(*key).tolist() for key in outcome.chosen)
+
+
+def test_choices_are_the_best_on_validation(measure: Callable[..., Outcome]) -> None:
+    write_real()
+    write_synthetic(DIGITS[REST], LABELS[REST])
+    outcome = measure(TINY)
+    for key, settings in outcome.candidates.items():
+        means = [np.mean([outcome.validation[training] for training in setting]) for setting in settings]
+        assert outcome.validated(outcome.chosen[key]) == pytest.approx(max(means))
+
+
+def document(**settings: Any) -> Document:
+    section = {
+        "fractions": [0.2, 1.0],
+        "seeds": 2,
+        "images_seen": 1000,
+        "learning_rates": [0.01],
+        "synthetic_shares": [0.5],
+        "width": 4,
+    }
+    return Document({"ingest": {"train_fraction": 0.1, "image_size": 8}, "utility": section | settings})
+
+
+def test_one_worker_and_two_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = write_real()
+    write_synthetic(DIGITS[REST], LABELS[REST], data_fingerprint=real.fingerprint)
+    written = []
+    for cores in ({0}, {0, 1}):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores)
+        utility.run(document())
+        written.append({path.name: path.read_bytes() for path in paths.UTILITY.rglob("*") if path.is_file()})
+    assert written[0] == written[1]
+    assert set(written[0]) == {"utility.json", "table.csv", "utility.png"}
+    report = json.loads(written[0]["utility.json"])
+    assert [(row["data"], row["protocol"]) for row in report["rows"]] == [
+        ("2 %", "shared-generator"),
+        ("10 %", "same-data"),
+    ]
+    lines = list(csv.DictReader(written[0]["table.csv"].decode().splitlines()))
+    assert [float(line["gain_over_real"]) for line in lines] == list(report["gain_over_real"].values())
+
+
+def test_a_generator_of_other_data_is_never_same_data(measure: Callable[..., Outcome]) -> None:
+    write_real()
+    write_synthetic(DIGITS[REST], LABELS[REST], data_fingerprint="0" * 64)
+    params = Params(fractions=(1.0,), seeds=2, images_seen=1000, learning_rates=(0.01,), synthetic_shares=(0.5,))
+    row = only_row(measure(params), params)
+    assert row["protocol"] == "shared-generator"
+    assert "whose generator learned from other data" in row["sentence"]
+
+
+def test_a_killed_stage_leaves_no_workers() -> None:
+    write_real()
+    write_synthetic(DIGITS[REST], LABELS[REST])
+    code = f"""
+from pipeline.params import Document
+from pipeline.stages import utility
+if __name__ == "__main__":
+    utility.run(Document({document(images_seen=10**9).content!r}))
+"""
+    Path("main.py").write_text(code)
+    stage = subprocess.Popen(
+        [sys.executable, "main.py"], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    )
+    workers = wait_for(lambda: trainers_of(stage.pid))
+    stage.send_signal(signal.SIGKILL)
+    stage.wait()
+    assert wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def trainers_of(parent: int) -> list[int]:
+    """Children that have used two seconds of CPU: begun, and at work."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent and int(fields[11]) > 2 * os.sysconf("SC_CLK_TCK"):
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    for _ in range(1200):
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("did not come to pass in two minutes")
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"fractions": []}, "utility.fractions is []; needed numbers above 0 and at most 1, in ascending order"),
+        ({"fractions": [0.1, 1.5]}, "utility.fractions is [0.1, 1.5]; needed"),
+        ({"fractions": [0.2, 0.1]}, "utility.fractions is [0.2, 0.1]; needed"),
+        ({"synthetic_shares": [0.5, 1.0]}, "utility.synthetic_shares has 1; needed shares below 1"),
+        ({"seeds": 1}, "utility.seeds is 1; needed at least 2"),
+        ({"seed": 1}, "utility.seed is not a setting; did you mean 'seeds'?"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(setting: Mapping[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=r"^params\.yaml: ") as error:
+        utility.read_params(document(**setting))
+    assert sentence in str(error.value)
+
+
+def test_sets_that_do_not_fit_are_refused() -> None:
+    write_real()
+    write_imageset(
+        paths.SYNTHETIC / paths.IMAGESET,
+        rows(np.zeros((4, 3, 8, 8), np.uint8), np.arange(4) % 2, "train"),
+        classes=("a", "b"),
+        source={"kind": "generator"},
+        resize=None,
+        synthetic=True,
+    )
+    with pytest.raises(UserError, match=r"^out/synthetic/imageset: has 2 classes of shape \(3, 8, 8\); needed the 10"):
+        utility.run(document())
