@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 INK, FAINT, RULE, PAPER = "#1f2933", "#7b8794", "#cbd2d9", "#ffffff"
 REAL, SYNTHETIC = "#3b6ea5", "#d9772b"  # one colour for each kind of image in all charts
 _TILE = 56  # pixels of an image on a sheet, about: small images are enlarged by whole factors
-_GAP = 4
+_GAP = 6
 _MARGIN = 20
 _SHEET_CLASSES = 20
 
@@ -51,7 +51,7 @@ def sample_sheet(
 
 
 def closest_pairs(path: Path, groups: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], pairs: int = 14) -> None:
-    """For each titled group (images, their nearest training images, distances) its closest pairs, nearest first."""
+    """For each named group (images, their nearest training images, distances) its closest pairs, nearest first."""
     first = next(iter(groups.values()))[0]
     tile = _enlarge(first[0]).width + _GAP
     step = max(tile, 48)
@@ -60,12 +60,13 @@ def closest_pairs(path: Path, groups: Mapping[str, tuple[np.ndarray, np.ndarray,
     size = (_MARGIN * 2 + name_width + pairs * step - _GAP, _MARGIN + len(groups) * height)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    for number, (title, (images, nearest, distances)) in enumerate(groups.items()):
+    for number, (name, (images, nearest, distances)) in enumerate(groups.items()):
         top = _MARGIN + number * height
+        title = f"{name}: the {min(pairs, len(images))} of {len(images):,} that are closest to a training image"
         draw.text((_MARGIN, top), title, INK, _font(17, bold=True))
-        for row, name in enumerate(("image", "nearest in training", "distance")):
+        for row, caption in enumerate(("image", "nearest in training", "distance")):
             middle = top + 32 + row * tile + (tile // 2 if row < 2 else 10)
-            draw.text((_MARGIN, middle), name, FAINT, _font(13), anchor="lm")
+            draw.text((_MARGIN, middle), caption, FAINT, _font(13), anchor="lm")
         for column, index in enumerate(np.argsort(distances, kind="stable")[:pairs]):
             x = _MARGIN + name_width + column * step
             _paste(sheet, images[index], x, top + 32)

@@ -19,7 +19,7 @@ from pipeline.imageset.files import atomic_folder
 from pipeline.metrics.classifier import Classifier, predict, save, train_classifier
 from pipeline.metrics.judges import EXTRACTOR, FILTER, INDEX, JUDGES
 from pipeline.params import Document
-from pipeline.progress import progress
+from pipeline.progress import ProgressLine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Params:
     """The `features` section of params.yaml."""
 
     seed: int = 1
-    images_seen: int = 30_000  # by each of the classifiers
+    images_seen: int = 20_000  # by each of the classifiers
     width: int = 16  # channels of the first layer
     flip: bool = False  # whether a mirror image keeps its class
     threads: int = 1  # of torch; another count gives other bits
@@ -51,8 +51,11 @@ def train_all(
     images: np.ndarray, labels: np.ndarray, *, classes: int, params: Params
 ) -> dict[str, tuple[Classifier, int]]:
     """Each file's classifier and its seed. Judges are narrower and twice as deep as the extractor and the filter."""
+    files = [EXTRACTOR, FILTER, *JUDGES]
+    line = ProgressLine("features", len(files) * params.images_seen, "images")
+    line.update(0)
     trained = {}
-    for number, file in enumerate(progress([EXTRACTOR, FILTER, *JUDGES], "features", 2 + len(JUDGES), "classifiers")):
+    for number, file in enumerate(files):
         judge = file in JUDGES
         classifier = train_classifier(
             images,
@@ -65,6 +68,7 @@ def train_all(
             flip=params.flip,
         )
         trained[file] = (classifier, params.seed + number)
+        line.update(len(trained) * params.images_seen, f"{len(trained)} of {len(files)} classifiers")
     return trained
 
 

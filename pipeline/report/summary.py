@@ -1,0 +1,76 @@
+"""The small table of what was measured, with the protocol under it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipeline import paths
+
+_MEASURES = {  # dotted name in metrics.json: what it is called, where its value for real images stands
+    "fidelity.fid": ("FID, in-domain features", "floor.fid"),
+    "untrained.fid": ("… of the untrained generator", None),
+    "fidelity.precision": ("precision", "floor.precision"),
+    "fidelity.recall": ("recall", "floor.recall"),
+    "fidelity.coverage": ("coverage", "floor.coverage"),
+    "agreement.mean": ("judges agree with the label", "judges.held_out_accuracy"),
+    "agreement.worst_class": ("… in the worst class", None),
+    "modes.pixel_spread": ("spread of pixels, against real", 1.0),
+    "memorization.nearer_than_median": ("nearer to training than half of held-out", 0.5),
+    "memorization.nearer_than_percentile_1": ("… than 99 % of held-out", 0.01),
+    "memorization.copies": ("copies of training images", 0),
+}
+
+
+def summary(workspace: Path) -> Table:
+    """What the evaluate and utility stages left in `workspace`; rows of what was not measured are left out.
+
+    The last column is what real images get: the real-versus-real floor, or what is expected of new real images.
+    """
+    model, release = (_read(workspace / paths.EVALUATION / which / "metrics.json") for which in ("model", "synthetic"))
+    utility = _read(workspace / paths.UTILITY / "utility.json")
+    table = Table("measured", box=None, pad_edge=False, caption_justify="left", caption_style="dim")
+    for column in ("model, unfiltered", "release", "real images"):
+        table.add_column(column, justify="right")
+    for name, (title, real) in _MEASURES.items():
+        values = [_at(metrics, name) for metrics in (model, release)]
+        if any(value is not None for value in values):
+            expected = _at(release or model, real) if isinstance(real, str) else real
+            table.add_row(title, *map(_number, [*values, expected]))
+    for row in utility.get("rows", []):
+        gain, baseline = row["gain_over_real_long"], row["accuracy"]["real_long"]
+        interval = f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+        table.add_row(
+            f"accuracy gained with {row['data']} of the real data ({row['protocol']}): {row['verdict']}",
+            "",
+            interval,
+            f"{baseline['mean']:.2f} %",
+        )
+    table.caption = "\n".join(_protocol(release or model, utility))
+    return table
+
+
+def _protocol(metrics: dict[str, Any], utility: dict[str, Any]) -> list[str]:
+    lines = []
+    for entry in metrics.get("protocol", []):
+        line = f"{', '.join(entry['measures'])}: {entry['generated']}, against {entry['real']}"
+        more = [entry[key] for key in ("extractor", "judges", "distance", "library") if key in entry]
+        lines.append("; ".join([line, *more]))
+    return [*lines, *utility.get("protocol", [])]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+
+
+def _at(metrics: dict[str, Any], name: str) -> float | None:
+    block, _, key = name.partition(".")
+    value: float | None = metrics.get(block, {}).get(key)
+    return value
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
