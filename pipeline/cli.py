@@ -96,10 +96,15 @@ def sample(model: Path, count: int, out: Path, seed: int, spread: float) -> None
 @click.option("--name", help="The release's name, instead of publish.name in params.yaml.")
 def publish(url: str | None, name: str | None) -> None:
     """Publish the synthetic set of this workspace to URL (s3://bucket/prefix or a folder)."""
+    from pipeline import paths
+    from pipeline.delivery.settings import read_publish_settings
     from pipeline.delivery.workspace import publish_workspace
+    from pipeline.params import Document
 
-    settings = _publish_settings()
-    published = publish_workspace(Path(), url or settings.url, name or settings.name)
+    settings = read_publish_settings(Document.load(paths.PARAMS))
+    if not (url := url or settings.url):
+        raise click.UsageError("params.yaml: publish.url is null; needed a URL here or there")
+    published = publish_workspace(Path(), url, name or settings.name)
     if published.caveat:
         click.echo(published.caveat, err=True)
     click.echo(f"{published.url}: {'published' if published.new else 'is published already, nothing is new'}")
@@ -149,6 +154,24 @@ def verify(target: str) -> None:
 
     manifest = check(target)
     click.echo(f"{target}: {manifest.name}@{manifest.version}, {manifest.images:,} images, all as published")
+
+
+@forgeline.command()
+def doctor() -> None:
+    """What is missing on this machine, in params.yaml, at the store or the server, and how to mend it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.doctor import checks
+
+    found = checks(Path())
+    table = Table("", "", "found", "mend", box=None, pad_edge=False)
+    marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "missing": "[red]missing[/]"}
+    for check in found:
+        table.add_row(check.name, marks[check.status], check.found, check.mend)
+    Console().print(table)
+    if any(check.status == "missing" for check in found):
+        sys.exit(1)
 
 
 def main() -> None:
