@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from pipeline.delivery.manifest import MANIFEST, MAX_BYTES, File, Manifest, check_name, is_name
-from pipeline.delivery.release import Pointer, in_parallel, read_manifest
+from pipeline.delivery.release import POINTER, Pointer, in_parallel, read_manifest
 from pipeline.delivery.stores import BrokenError, Store, open_store
 from pipeline.errors import FailedError, UserError, nearest
 from pipeline.imageset import ImageSet
@@ -65,6 +65,8 @@ def verify(target: str) -> Manifest:
     root = Path(target)
     if (root / MANIFEST).is_file():
         return _verify_folder(root)
+    if root.is_dir() and not (root / POINTER).exists():
+        raise UserError(f"{root}: has no {MANIFEST}; needed a folder that was pulled, or a release as URL/NAME")
     with tempfile.TemporaryDirectory(prefix="forgeline-") as folder:
         return _verify_folder(pull(target, Path(folder, "release")))
 

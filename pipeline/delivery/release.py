@@ -40,6 +40,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 CHECKSUMS = "SHA256SUMS"
+POINTER = "latest.json"
 _THREADS = 8
 _MAX_HISTORY = 1000
 
@@ -86,7 +87,7 @@ class Pointer:
     @classmethod
     def read(cls, store: Store, name: str) -> Pointer | None:
         """None where nothing was published yet. Raises FailedError when it is not a pointer."""
-        key = f"{name}/latest.json"
+        key = f"{name}/{POINTER}"
         found = store.read(key, MAX_BYTES)
         if found is None:
             return None
@@ -302,7 +303,7 @@ def _swing(store: Store, name: str, version: str, before: Pointer | None) -> Non
     data = to_json({"schema_version": SCHEMA_VERSION, "version": version, "history": history})
     tag = before.tag if before else None
     now = Pointer.read(store, name)
-    if (now.tag if now else None) == tag and store.swap(f"{name}/latest.json", data, tag):
+    if (now.tag if now else None) == tag and store.swap(f"{name}/{POINTER}", data, tag):
         return
     now = Pointer.read(store, name)
     if now is None or now.version != version:

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.delivery import open_store, publish, pull, verify
+from pipeline.delivery.manifest import MAX_BYTES, to_json
+from pipeline.errors import FailedError, UserError
+from pipeline.imageset import ImageSet
+
+on_a_folder = pytest.mark.parametrize("url", ["folder"], indirect=True)
+
+
+@pytest.fixture
+def version(url: str, images, description) -> str:
+    """The set, published as digits."""
+    documents = {"evaluation/metrics.json": b"{}\n"}
+    return publish(open_store(url), "digits", images.root, description=description, documents=documents).version
+
+
+def alter(url: str, version: str, path: str, change: Callable[[bytes], bytes]) -> None:
+    """Change an object behind the manifest's back."""
+    store, key = open_store(url), f"digits/v={version}/{path}"
+    data = b"".join(store.chunks(key))
+    store.delete(key)
+    store.create(key, change(data))
+
+
+def flipped(data: bytes) -> bytes:
+    return data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
+
+
+def test_what_is_pulled_is_what_was_published(url: str, version: str, images, tmp_path: Path) -> None:
+    found = pull(f"{url}/digits", tmp_path / "digits")
+    pulled = ImageSet.open(found)
+    assert pulled.fingerprint == images.fingerprint
+    assert pulled.table("train").equals(images.table("train"))
+    assert (found / "evaluation" / "metrics.json").read_bytes() == b"{}\n"
+    manifest = open_store(url).read(f"digits/v={version}/manifest.json", MAX_BYTES)[0]
+    assert (found / "manifest.json").read_bytes() == manifest
+
+
+@on_a_folder
+def test_sha256sum_agrees(url: str, version: str, tmp_path: Path) -> None:
+    found = pull(f"{url}/digits", tmp_path / "digits")
+    said = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=found, capture_output=True, text=True, check=True)
+    checked = {line.removesuffix(": OK") for line in said.stdout.splitlines()}
+    files = {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()}
+    assert checked == files - {"SHA256SUMS", "manifest.json"}
+
+
+def test_a_version_can_be_asked_for(url: str, version: str, tmp_path: Path, make_images, description) -> None:
+    other = make_images(tmp_path / "other", 7)
+    publish(open_store(url), "digits", other.root, description=description, documents={})
+    assert ImageSet.open(pull(f"{url}/digits", tmp_path / "a")).fingerprint == other.fingerprint
+    assert ImageSet.open(pull(f"{url}/digits@{version}", tmp_path / "b")).fingerprint != other.fingerprint
+
+
+@on_a_folder
+def test_an_empty_folder_is_filled(url: str, version: str, tmp_path: Path) -> None:
+    (tmp_path / "digits").mkdir()
+    assert verify(str(pull(f"{url}/digits/", tmp_path / "digits"))).version == version
+
+
+@on_a_folder
+@pytest.mark.parametrize("place", ["file", "full"])
+def test_a_place_that_is_taken_is_left_alone(url: str, version: str, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=f"{place}: is not empty; needed a new or an empty folder"):
+        pull(f"{url}/digits", tmp_path / place)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@on_a_folder
+def test_the_folder_one_stands_in_is_refused(
+    url: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match="is the folder that this runs in"):
+        pull(f"{url}/digits", Path())
+
+
+@on_a_folder
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("{url}/digit", "has no release 'digit'; did you mean 'digits'?"),
+        ("{url}/digits@0000", "has no version '0000'"),
+        ("{url}/digits@", "'' cannot be a version"),
+        ("{url}/Digits", "'Digits' cannot be a release"),
+        ("digits", "'digits' is not a release; needed URL/NAME"),
+        ("s3://bucket", "'s3://bucket' is not a release; needed URL/NAME"),
+    ],
+)
+def test_the_nearest_right_word_is_named(url: str, version: str, tmp_path: Path, words: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        pull(words.format(url=url), tmp_path / "dest")
+    assert said in str(caught.value)
+    assert not (tmp_path / "dest").exists()
+
+
+@on_a_folder
+def test_a_misspelt_version_is_told_the_nearest(url: str, version: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"did you mean '{version}'"):
+        pull(f"{url}/digits@{version[:-1]}", tmp_path / "dest")
+
+
+def test_an_empty_store_has_no_releases(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no releases"):
+        pull(f"{url}/digits", tmp_path / "dest")
+
+
+def test_a_wrong_byte_is_noticed_and_nothing_appears(url: str, version: str, images, tmp_path: Path) -> None:
+    path = images.shards[-1].path
+    alter(url, version, path, flipped)
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(FailedError, match=f"{path}: has sha256"):
+        pull(f"{url}/digits", tmp_path / "dest")
+    assert set(tmp_path.rglob("*")) == before
+
+
+@on_a_folder
+@pytest.mark.parametrize("change", [lambda data: data + b"x", lambda data: data[:-1], lambda data: b""])
+def test_a_wrong_size_is_noticed(url: str, version: str, tmp_path: Path, change) -> None:
+    alter(url, version, "README.md", change)
+    with pytest.raises(FailedError, match=r"README\.md: is not the .* bytes that manifest\.json says"):
+        pull(f"{url}/digits", tmp_path / "dest")
+    assert not (tmp_path / "dest").exists()
+
+
+def test_a_missing_object_is_named(url: str, version: str, tmp_path: Path) -> None:
+    open_store(url).delete(f"digits/v={version}/grid.png")
+    with pytest.raises(FailedError, match=r"grid\.png: is missing"):
+        pull(f"{url}/digits", tmp_path / "dest")
+
+
+@on_a_folder
+@pytest.mark.parametrize("path", ["../../escaped", "/tmp/escaped", "C:\\escaped"])
+def test_a_hostile_manifest_writes_nothing(url: str, version: str, tmp_path: Path, path: str) -> None:
+    def change(data: bytes) -> bytes:
+        found = json.loads(data)
+        found["files"].append({"path": path, "bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()})
+        return to_json(found)
+
+    alter(url, version, "manifest.json", change)
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(FailedError, match="needed plain names inside the release"):
+        pull(f"{url}/digits", tmp_path / "dest")
+    assert set(tmp_path.rglob("*")) == before
+
+
+@on_a_folder
+def test_a_manifest_of_another_version_is_refused(url: str, version: str, tmp_path: Path) -> None:
+    alter(url, version, "manifest.json", lambda data: data.replace(version.encode(), b"0123456789abcdef"))
+    with pytest.raises(FailedError, match="is the manifest of digits@0123456789abcdef"):
+        pull(f"{url}/digits", tmp_path / "dest")
+
+
+@on_a_folder
+def test_an_endless_manifest_is_not_read(url: str, version: str, tmp_path: Path) -> None:
+    alter(url, version, "manifest.json", lambda data: data + b" " * MAX_BYTES)
+    with pytest.raises(FailedError, match=r"manifest\.json: is larger than"):
+        pull(f"{url}/digits", tmp_path / "dest")
+
+
+@on_a_folder
+def test_promised_terabytes_are_refused_before_the_first(url: str, version: str, tmp_path: Path) -> None:
+    def change(data: bytes) -> bytes:
+        found = json.loads(data)
+        found["files"][0]["bytes"] = 1 << 60
+        return to_json(found)
+
+    alter(url, version, "manifest.json", change)
+    with pytest.raises(FailedError, match=r"bytes free; needed 1,152,921,"):
+        pull(f"{url}/digits", tmp_path / "dest")
+
+
+def test_a_connection_that_breaks_is_begun_again(proxy, s3_url: str, images, description, tmp_path: Path) -> None:
+    publish(open_store(s3_url), "digits", images.root, description=description, documents={})
+    broken: set[str] = set()
+
+    def fault(number: int, method: str, path: str, headers: dict[str, str]) -> str | None:
+        if not path.endswith((".parquet", ".md")) or path in broken:
+            return None
+        broken.add(path)
+        return "cut"
+
+    proxy.fault = fault
+    verify(str(pull(f"{s3_url}/digits", tmp_path / "digits")))
+    assert len(broken) == 4
+
+
+def test_a_connection_that_always_breaks_ends_in_a_sentence(
+    proxy, s3_url: str, images, description, tmp_path: Path
+) -> None:
+    publish(open_store(s3_url), "digits", images.root, description=description, documents={})
+    proxy.fault = lambda number, method, path, headers: "cut" if path.endswith(".parquet") else None
+    with pytest.raises(FailedError, match="did not answer"):
+        pull(f"{s3_url}/digits", tmp_path / "digits")
+    assert not (tmp_path / "digits").exists()
+
+
+@on_a_folder
+def test_a_pulled_folder_is_verified_without_the_store(url: str, version: str, tmp_path: Path) -> None:
+    found = pull(f"{url}/digits", tmp_path / "digits")
+    assert verify(str(found)).version == version
+
+
+def test_a_release_is_verified_where_it_is(url: str, version: str, images) -> None:
+    assert verify(f"{url}/digits@{version}").version == version
+    alter(url, version, images.shards[0].path, flipped)
+    with pytest.raises(FailedError, match=images.shards[0].path):
+        verify(f"{url}/digits@{version}")
+
+
+def test_verify_names_every_file_that_is_wrong(tmp_path: Path, images, description) -> None:
+    url = str(tmp_path / "releases")
+    publish(open_store(url), "digits", images.root, description=description, documents={})
+    found = pull(f"{url}/digits", tmp_path / "digits")
+    shard = found / images.shards[1].path
+    shard.write_bytes(flipped(shard.read_bytes()))
+    (found / "grid.png").unlink()
+    (found / "README.md").write_text("short")
+    (found / "more.txt").write_text("mine")
+    with pytest.raises(FailedError) as caught:
+        verify(str(found))
+    assert all(
+        words in str(caught.value)
+        for words in (
+            f"{shard.name} has another sha256",
+            "grid.png is missing",
+            "README.md has 5 bytes",
+            "more.txt is not in manifest.json",
+        )
+    )
+
+
+def test_a_manifest_over_other_images_is_noticed(tmp_path: Path, images, make_images, description) -> None:
+    """Every sha256 is right, and still the manifest is of another set."""
+    url = str(tmp_path / "releases")
+    publish(open_store(url), "digits", images.root, description=description, documents={})
+    found = pull(f"{url}/digits", tmp_path / "digits")
+    content = json.loads((found / "manifest.json").read_bytes())
+    content["fingerprint"] = "0" * 64
+    (found / "manifest.json").write_bytes(to_json(content))
+    with pytest.raises(FailedError, match="is of another set than the images beside it"):
+        verify(str(found))
+
+
+def test_what_was_never_pulled_cannot_be_verified(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no manifest\.json; needed a folder that was pulled"):
+        verify(str(tmp_path))
+
+
+@on_a_folder
+def test_a_disk_that_is_too_small_is_said_first(
+    url: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(100, 99, 1))
+    with pytest.raises(FailedError, match="has 1 bytes free; needed"):
+        pull(f"{url}/digits", tmp_path / "dest")
+    assert not (tmp_path / "dest").exists()
