@@ -1,0 +1,134 @@
+"""One stage by `dvc repro -s`, in a process group of its own, so that ending the run ends the trainer too."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import FailedError, ForgelineError, UserError
+
+GRACE_SECONDS = 20  # between SIGTERM and SIGKILL: time for a trainer to write a checkpoint
+
+Outcome = Literal["ran", "unchanged", "restored"]
+
+_AFTER = re.compile(r"(Generating|Updating) lock file '|To track the changes with git|Use `dvc push` to send your")
+_RESTORED = re.compile(r"Stage '.*' is cached - skipping run")
+_FAILED = re.compile(r"ERROR: failed to reproduce '[^']*': ")
+_STATUS = re.compile(r"failed to run: .*, exited with (-?\d+)$")
+_KILLED = {-signal.SIGKILL, 128 + signal.SIGKILL}  # of the command, or of the shell that ran it
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """What became of a stage: its command ran, nothing had changed, or DVC restored the outputs of an earlier run."""
+
+    stage: str
+    outcome: Outcome
+    seconds: float
+
+
+def reproduce(stage: str, workspace: Path, *, started: Callable[[], None], say: Callable[[str], None]) -> StageRun:
+    """Bring `stage` up to date; call `started` when its command starts, and `say` with each line as it prints it.
+
+    Raises UserError when the stage's command ended with status 2, else FailedError, with the last line it printed.
+    Whatever interrupts this, even in a signal handler, ends every process of the stage first.
+    """
+    begun = time.monotonic()
+    command = [sys.executable, "-m", "dvc", "repro", "-s", stage]
+    with _process_group(command, workspace) as process:
+        assert process.stdout is not None
+        said = _Said(started, say)
+        for line in process.stdout:
+            said.take(line.rstrip())
+        status = process.wait()
+    if status:
+        raise said.error(stage)
+    return StageRun(stage=stage, outcome=said.outcome, seconds=time.monotonic() - begun)
+
+
+class _Said:
+    """Tells what the stage's command printed from what DVC printed around it."""
+
+    def __init__(self, started: Callable[[], None], say: Callable[[str], None]) -> None:
+        self.started, self.say = started, say
+        self.outcome: Outcome = "unchanged"
+        self.command_speaks = False
+        self.last_words = ""  # of the command
+        self.dvc_error = "dvc ended without a word"
+
+    def take(self, line: str) -> None:
+        if _FAILED.match(line) or _AFTER.match(line):
+            self.command_speaks = False
+        if self.command_speaks:
+            self.say(line)
+            self.last_words = line.strip() or self.last_words
+        elif line.startswith("Running stage '"):
+            self.outcome = "ran"
+            self.started()
+        elif line.startswith("> "):
+            self.command_speaks = True
+        elif _RESTORED.match(line):
+            self.outcome = "restored"
+        elif line.startswith("ERROR: "):
+            self.dvc_error = _FAILED.sub("", line).removeprefix("ERROR: ")
+
+    def error(self, stage: str) -> ForgelineError:
+        found = _STATUS.match(self.dvc_error)
+        status = int(found[1]) if found else 1
+        if status in _KILLED:
+            return FailedError(f"stage '{stage}' was killed by SIGKILL, as a system does when memory runs out")
+        sentence = self.last_words.removeprefix("forgeline: ") if found else self.dvc_error
+        kind = UserError if status == UserError.exit_status else FailedError
+        return kind(f"stage '{stage}': {sentence or f'ended with status {status} and said nothing'}")
+
+
+@contextmanager
+def _process_group(command: list[str], workspace: Path) -> Iterator[subprocess.Popen[str]]:
+    """The running command, leader of a group of processes that all end when the body is left by an exception."""
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",  # lines come as they are printed
+        "DVC_NO_ANALYTICS": "1",
+    }
+    with subprocess.Popen(
+        command,
+        cwd=workspace,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        except BaseException:
+            _end(process)
+            raise
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """SIGTERM to the whole group, and SIGKILL to what is left of it after the grace; at once when interrupted again."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    try:
+        os.killpg(process.pid, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            process.poll()  # a leader that nobody waits for stays in the group
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # all have ended
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise

@@ -1,0 +1,66 @@
+"""`forgeline run`: the flow once, in this process, with or without a Prefect server beside it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.server import temporary_server
+from pipeline.doctor import prefect_answers, read_all_params
+from pipeline.errors import FailedError
+
+if TYPE_CHECKING:
+    from flows.retrain import RunResult as Result
+
+_QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+
+
+def run(workspace: Path, publish_url: str | None = None) -> Result:
+    """Bring every stage of the `workspace` up to date and publish; the run shows up on the Prefect server in use.
+
+    That is the one of PREFECT_API_URL (or of the Prefect profile), else one for the length of the run. Raises what the
+    failed stage ended with, UserError before anything runs when settings or the repository are not what is needed.
+    """
+    workspace = workspace.resolve()
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with ExitStack() as stack:
+        url = PREFECT_API_URL.value()
+        if not url:
+            started = stack.enter_context(temporary_server())
+        elif not prefect_answers(url):
+            raise FailedError(f"PREFECT_API_URL: nobody answers at {url}; 'prefect server start' starts a server")
+
+        # While the server starts: what takes seconds to import, and every mistake that can be told beforehand.
+        read_all_params(workspace)
+        from flows.graph import read_stages
+        from flows.retrain import RunResult, retrain
+
+        read_stages(workspace)
+        show_only_what_is_said()
+        if not url:
+            stack.enter_context(temporary_settings({PREFECT_API_URL: started()}))
+        try:
+            state = retrain(workspace, publish_url, return_state=True)
+        finally:
+            for handler in logging.getLogger("prefect.flow_runs").handlers:
+                handler.flush()  # before the server ends
+        result = state.result()
+        assert isinstance(result, RunResult)
+        return result
+
+
+def show_only_what_is_said() -> None:
+    """Leave what the flow says for people on the terminal, as plain lines, and drop Prefect's own log there."""
+    from flows.retrain import SAID
+
+    root = logging.getLogger()
+    terminal = logging.StreamHandler()
+    terminal.addFilter(lambda record: hasattr(record, SAID))
+    root.handlers = [handler for handler in root.handlers if not type(handler).__module__.startswith("prefect.")]
+    root.addHandler(terminal)

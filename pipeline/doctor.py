@@ -1,0 +1,191 @@
+"""What is missing on this machine, in params.yaml, at the store or the server, and how to mend it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from pipeline import paths, stages
+from pipeline.delivery import check, open_store
+from pipeline.delivery.settings import read_publish_settings
+from pipeline.errors import ForgelineError
+from pipeline.params import Document
+
+PACKAGES = ("torch", "torchvision", "torch-fidelity", "prefect", "dvc", "great-expectations")
+LEAST_DISK_GB, LEAST_MEMORY_GB = 5.0, 2.0
+
+Status = Literal["ok", "warning", "missing"]
+Finding = tuple[Status, str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that a run needs: what was found and, where that is not as it should be, what mends it.
+
+    `missing` means that a run cannot succeed, `warning` that it may not.
+    """
+
+    name: str
+    status: Status
+    found: str
+    mend: str
+
+
+def checks(workspace: Path) -> list[Check]:
+    """Look at everything that a run in `workspace` needs. The store is tried with an object that is then removed."""
+    look: dict[str, Callable[[Path], Finding]] = {
+        "Python": _python,
+        "packages": _packages,
+        "device": _device,
+        "memory": _memory,
+        "disk": _disk,
+        "git": _git,
+        "repository": _repository,
+        "settings": _settings,
+        "store": _store,
+        "Prefect": _prefect,
+    }
+    found = []
+    for name, finding in look.items():
+        status, what, mend = finding(workspace)
+        found.append(Check(name=name, status=status, found=what, mend=mend))
+    return found
+
+
+def read_all_params(workspace: Path) -> Document:
+    """params.yaml, after every stage of dvc.yaml has read its section. Raises the first UserError."""
+    document = Document.load(_shown(workspace / paths.PARAMS))
+    declared = Document.load(_shown(workspace / "dvc.yaml")).content.get("stages", {})
+    for module in pkgutil.iter_modules(stages.__path__):
+        if module.name in declared:
+            importlib.import_module(f"pipeline.stages.{module.name}").read_params(document)
+    read_publish_settings(document)
+    return document
+
+
+def prefect_answers(url: str) -> bool:
+    """Whether anybody answers at the URL of a Prefect API."""
+    try:
+        urllib.request.urlopen(f"{url}/health", timeout=5).close()
+    except urllib.error.HTTPError:
+        return True  # and wants to know who asks
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _shown(path: Path) -> Path:
+    """The path as sentences name it: from here, where that is shorter."""
+    return min(path, Path(os.path.relpath(path)), key=lambda path: len(str(path)))
+
+
+def _python(_: Path) -> Finding:
+    found = f"{sys.version.split()[0]} at {sys.executable}"
+    return ("ok", found, "") if sys.version_info >= (3, 11) else ("missing", found, "install Python 3.11 or newer")
+
+
+def _packages(_: Path) -> Finding:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            return "missing", f"no {name}", "pip install 'forgeline[train]', with -c infra/constraints.txt in a clone"
+    return "ok", ", ".join(f"{name} {found}" for name, found in versions.items()), ""
+
+
+def _device(_: Path) -> Finding:
+    cores = f"{len(os.sched_getaffinity(0))} cores"
+    try:
+        import torch
+    except ImportError as error:
+        return "missing", f"torch cannot be imported: {error}", "pip install --force-reinstall torch"
+    if torch.cuda.is_available():
+        return "ok", f"{torch.cuda.get_device_name()}, {cores}", ""
+    if shutil.which("nvidia-smi"):
+        return "warning", f"a GPU that torch {torch.__version__} cannot use", "install the driver that this torch needs"
+    return "ok", f"no GPU, {cores}", ""
+
+
+def _memory(_: Path) -> Finding:
+    free_gb = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():  # counts what the file cache would give back
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        free_gb = int(lines["MemAvailable"].split()[0]) * 1024 / 1e9
+    return _enough("memory", free_gb, LEAST_MEMORY_GB, "end other programs, or lower train.batch_size")
+
+
+def _disk(workspace: Path) -> Finding:
+    free_gb = shutil.disk_usage(workspace).free / 1e9
+    return _enough("disk", free_gb, LEAST_DISK_GB, "'dvc gc --workspace' removes the outputs of earlier runs")
+
+
+def _enough(what: str, free_gb: float, least_gb: float, mend: str) -> Finding:
+    found = f"{free_gb:.1f} GB of {what} free"
+    return ("ok", found, "") if free_gb >= least_gb else ("warning", f"{found}, needed {least_gb:g}", mend)
+
+
+def _git(_: Path) -> Finding:
+    if not shutil.which("git"):
+        return "missing", "no git", "install it: apt-get install git"
+    return "ok", subprocess.run(["git", "--version"], capture_output=True, text=True, check=True).stdout.strip(), ""
+
+
+def _repository(workspace: Path) -> Finding:
+    if not (workspace / "dvc.yaml").is_file():
+        return "missing", f"no dvc.yaml in {workspace.resolve()}", "change into the folder of a Forgeline project"
+    above = [workspace.resolve(), *workspace.resolve().parents]
+    for folder, mend in ((".git", "git init"), (".dvc", "dvc init")):
+        if not any((parent / folder).exists() for parent in above):
+            return "missing", f"no {folder} in {workspace.resolve()} or above", mend
+    return "ok", f"Git and DVC in {workspace.resolve()}", ""
+
+
+def _settings(workspace: Path) -> Finding:
+    try:
+        document = read_all_params(workspace)
+    except ForgelineError as error:
+        return "missing", str(error), "correct it; 'forgeline recipe' lists files that are right"
+    except ImportError as error:
+        return "missing", str(error), "pip install 'forgeline[train]'"
+    return "ok", f"every section of {document.name} is valid", ""
+
+
+def _store(workspace: Path) -> Finding:
+    mend = "correct publish.url in params.yaml, or the credentials (AWS_PROFILE, AWS_ENDPOINT_URL_S3)"
+    try:
+        url = read_publish_settings(Document.load(_shown(workspace / paths.PARAMS))).url
+        if not url:
+            return "ok", "publish.url names none; a run publishes nothing", ""
+        folder = workspace / url
+        if "://" not in url and not folder.exists():
+            return "ok", f"{url} is not there yet; publishing makes it", ""
+        promises = check(open_store(url if "://" in url else str(folder)))
+    except ForgelineError as error:
+        return "missing", str(error), mend
+    if not (promises.read and promises.write):
+        return "missing", f"{url} cannot be {'written to' if promises.read else 'read'}", mend
+    if not (promises.create and promises.swap):
+        return "warning", f"{url} ignores conditional writes", "let only one run at a time publish there"
+    return "ok", f"{url} can be read and written, safely by several at once", ""
+
+
+def _prefect(_: Path) -> Finding:
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return "ok", "PREFECT_API_URL is not set; a run starts a server for itself", ""
+    if prefect_answers(url):
+        return "ok", f"a server answers at {url}", ""
+    return "missing", f"nobody answers at {url}", "start it with 'prefect server start', or unset PREFECT_API_URL"
