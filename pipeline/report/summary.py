@@ -10,18 +10,18 @@ from rich.table import Table
 
 from pipeline import paths
 
-_MEASURES = {  # dotted name in metrics.json: what it is called, where its value for real images stands
-    "fidelity.fid": ("FID, in-domain features", "floor.fid"),
-    "untrained.fid": ("… of the untrained generator", None),
-    "fidelity.precision": ("precision", "floor.precision"),
-    "fidelity.recall": ("recall", "floor.recall"),
-    "fidelity.coverage": ("coverage", "floor.coverage"),
-    "agreement.mean": ("judges agree with the label", "judges.held_out_accuracy"),
-    "agreement.worst_class": ("… in the worst class", None),
-    "modes.pixel_spread": ("spread of pixels, against real", 1.0),
-    "memorization.nearer_than_median": ("nearer to training than half of held-out", 0.5),
-    "memorization.nearer_than_percentile_1": ("… than 99 % of held-out", 0.01),
-    "memorization.copies": ("copies of training images", 0),
+_MEASURES = {  # dotted name in metrics.json: what it is called, how it is written, its value for real images
+    "fidelity.fid": ("FID, in-domain features", "{:.4f}", "floor.fid"),
+    "untrained.fid": ("… of the untrained generator", "{:.4f}", None),
+    "fidelity.precision": ("precision", "{:.1%}", "floor.precision"),
+    "fidelity.recall": ("recall", "{:.1%}", "floor.recall"),
+    "fidelity.coverage": ("coverage", "{:.1%}", "floor.coverage"),
+    "agreement.mean": ("judges agree with the label", "{:.2%}", "judges.held_out_accuracy"),
+    "agreement.worst_class": ("… in the worst class", "{:.2%}", None),
+    "modes.pixel_spread": ("spread of pixels, against real", "{:.2f}", 1),
+    "memorization.nearer_than_median": ("nearer to training than half of held-out", "{:.1%}", 0.5),
+    "memorization.nearer_than_percentile_1": ("… than 99 % of held-out", "{:.1%}", 0.01),
+    "memorization.copies": ("copies of training images", "{}", 0),
 }
 
 
@@ -35,11 +35,12 @@ def summary(workspace: Path) -> Table:
     table = Table("measured", box=None, pad_edge=False, caption_justify="left", caption_style="dim")
     for column in ("model, unfiltered", "release", "real images"):
         table.add_column(column, justify="right")
-    for name, (title, real) in _MEASURES.items():
+    for name, (title, form, real) in _MEASURES.items():
         values = [_at(metrics, name) for metrics in (model, release)]
         if any(value is not None for value in values):
             expected = _at(release or model, real) if isinstance(real, str) else real
-            table.add_row(title, *map(_number, [*values, expected]))
+            cells = ("" if value is None else form.format(value) for value in (*values, expected))
+            table.add_row(title, *cells)
     for row in utility.get("rows", []):
         gain, baseline = row["gain_over_real_long"], row["accuracy"]["real_long"]
         interval = f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
@@ -47,7 +48,7 @@ def summary(workspace: Path) -> Table:
             f"accuracy gained with {row['data']} of the real data ({row['protocol']}): {row['verdict']}",
             "",
             interval,
-            f"{baseline['mean']:.2f} %",
+            f"{baseline['mean']:.2f}%",
         )
     table.caption = "\n".join(_protocol(release or model, utility))
     return table
@@ -70,7 +71,3 @@ def _at(metrics: dict[str, Any], name: str) -> float | None:
     block, _, key = name.partition(".")
     value: float | None = metrics.get(block, {}).get(key)
     return value
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
