@@ -68,6 +68,10 @@ def _tar_entries(archive: tarfile.TarFile, name: str) -> list[Entry]:
             raise _not_plain(name, member.name)
         if member.isreg():
             entries.append(_entry(path, member.size, partial(archive.extractfile, member)))
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile stops there without a word
+        raise tarfile.ReadError("is cut off or damaged: it does not end as a tar archive does")
     return entries
 
 

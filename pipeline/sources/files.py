@@ -141,8 +141,8 @@ class Bucket:
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + (self.name or "")):
                 for item in page.get("Contents", []):
                     path = item["Key"].removeprefix(self.prefix)
-                    wanted = path == self.name if self.name is not None else not path.endswith("/") and keep(path)
-                    if wanted:
+                    is_folder = item["Key"].endswith("/")  # an empty object that consoles put in place of one
+                    if path == self.name if self.name is not None else not is_folder and keep(path):
                         found[path] = {"bytes": item["Size"], "etag": item["ETag"].strip('"')}
         if self.name is not None and not found:
             raise UserError(f"{self.url}: is not there; needed an object of that key")

@@ -74,20 +74,21 @@ class Source:
             )
 
     def _open(self, path: str, file: Path) -> _Shard:
+        where = f"{self.name}: {path}"
         images, labels = self.config.image_column, self.config.label_column
-        with _arrow_in_a_sentence(path), pq.ParquetFile(file) as parquet:
+        with _arrow_in_a_sentence(where), pq.ParquetFile(file) as parquet:
             schema = parquet.schema_arrow
             for key, column in (("image_column", images), ("label_column", labels)):
                 if column not in schema.names:
                     hint = nearest(column, schema.names)
-                    raise UserError(f"{path}: has no column '{column}', which source.{key} names; {hint}")
+                    raise UserError(f"{where} has no column '{column}', which source.{key} names; {hint}")
             kind = schema.field(images).type
             if not (_is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
-                raise UserError(f"{path}: column '{images}' is {kind}; needed struct<bytes, path> or binary")
+                raise UserError(f"{where}, column '{images}' is {kind}; needed struct<bytes, path> or binary")
             kind = schema.field(labels).type
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise UserError(f"{path}: column '{labels}' is {kind}; needed whole numbers or names")
+                raise UserError(f"{where}, column '{labels}' is {kind}; needed whole numbers or names")
             return _Shard(
                 path=path,
                 file=file,
@@ -100,7 +101,7 @@ class Source:
     def _images(self, shard: _Shard, classes: Sequence[str]) -> Iterator[RawImage]:
         columns = [self.config.image_column, self.config.label_column]
         row = 0
-        with _arrow_in_a_sentence(shard.path), pq.ParquetFile(shard.file) as parquet:
+        with _arrow_in_a_sentence(f"{self.name}: {shard.path}"), pq.ParquetFile(shard.file) as parquet:
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
                 for image, label in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
                     data = image["bytes"] if isinstance(image, dict) else image
@@ -167,9 +168,9 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 @contextmanager
-def _arrow_in_a_sentence(path: str) -> Iterator[None]:
+def _arrow_in_a_sentence(where: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         said = str(error).partition("\n")[0]
-        raise UserError(f"{path}: cannot be read as Parquet ({said})") from None
+        raise UserError(f"{where} cannot be read as Parquet ({said})") from None

@@ -118,25 +118,29 @@ class Source:
     def _load(self, split: str) -> Any:
         import torchvision
 
+        dataset, root = self.config.dataset, self.config.root
         loader = getattr(torchvision.datasets, self.dataset.loader)
         part = {"split": split} if self.dataset.takes_split else {"train": split == "train"}
-        root = self.config.root
         try:
-            try:
-                return loader(root, **part, download=False)
-            except RuntimeError:  # is not there, or not unpacked yet
-                if not self.config.download:
-                    raise UserError(
-                        f"{root}: has no {self.config.dataset} that torchvision.datasets.{self.dataset.loader} can "
-                        "read; needed its files unpacked there, or source.download: true"
-                    ) from None
-                return loader(root, **part, download=True)
+            return loader(root, **part, download=False)
+        except (RuntimeError, ValueError, TypeError, AssertionError, EOFError, OSError) as error:
+            if "download=True" not in str(error):  # what torchvision advises where files are missing or not unpacked
+                raise UserError(
+                    f"{root}: its {dataset} cannot be read ({_one_line(error)}); needed the original files"
+                ) from None
+        if not self.config.download:
+            raise UserError(
+                f"{root}: has no {dataset} that torchvision.datasets.{self.dataset.loader} can read; needed its files "
+                "unpacked there, or source.download: true"
+            )
+        try:
+            return loader(root, **part, download=True)
         except (RuntimeError, OSError) as error:
             raise FailedError(
-                f"{root}: has no {self.config.dataset} and torchvision cannot download it "
-                f"({' '.join(str(error).split())}); needed a network, or its files in that folder"
+                f"{root}: has no {dataset} and torchvision cannot download it ({_one_line(error)}); needed a network, "
+                "or its files in that folder"
             ) from None
-        except (ValueError, TypeError, AssertionError, EOFError) as error:
-            raise UserError(
-                f"{root}: its {self.config.dataset} is damaged ({error}); needed the original files"
-            ) from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
