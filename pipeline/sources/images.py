@@ -1,6 +1,7 @@
 """Pictures in files: a folder of class folders, such folders in folders of splits, or one flat folder.
 
-Each as a folder, a zip or a tar archive, on this machine or on s3://. Where
+Each as a folder, a zip or a tar archive, on this machine or on s3:// (from where an archive is downloaded into the
+folder for temporary files while it is read). Where
 
 - the outermost folders are all named train, test, validation, valid or val, they are splits;
 - there are folders (within the splits), they are classes, named after the outermost of them;

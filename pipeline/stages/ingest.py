@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -58,9 +58,9 @@ class Params:
             raise ValueError(f"image_size is {self.image_size}; needed at least 1")
         if not 0 < self.test_fraction < 1:
             raise ValueError(f"test_fraction is {self.test_fraction}; needed between 0 and 1")
-        if not 0 <= self.validation_fraction < 1 - self.test_fraction:
+        if not 0 < self.validation_fraction < 1 - self.test_fraction:
             raise ValueError(
-                f"validation_fraction is {self.validation_fraction}; needed 0 or more, and with test_fraction "
+                f"validation_fraction is {self.validation_fraction}; needed above 0, and with test_fraction "
                 f"{self.test_fraction} less than 1"
             )
         if not 0 < self.train_fraction <= 1:
@@ -98,7 +98,7 @@ def run(document: Document) -> None:
             validation_fraction=params.validation_fraction,
             test_fraction=params.test_fraction,
         )
-        check_classes(source.name, collection, splits)
+        check_splits(source.name, collection, splits)
         kept = keep(collection.images, splits, params.train_fraction)
         with atomic_folder(paths.REAL) as folder:
             imageset = write_imageset(
@@ -245,7 +245,7 @@ def split_by_content(
     hash goes to test, the next to validation, the highest to train, as far as they reach.
     """
     shares: dict[Split, float] = {"test": test_fraction, "validation": validation_fraction}
-    shares = {split: share for split, share in shares.items() if share > 0 and split not in hints}
+    shares = {split: share for split, share in shares.items() if split not in hints}
     chosen: dict[str, Split] = {}
     for split in ("validation", "test"):  # test is the stronger
         chosen |= {content: split for content, hint in zip(contents, hints, strict=True) if hint == split}
@@ -260,34 +260,33 @@ def split_by_content(
 
 
 def _carve(members: Sequence[str], shares: Mapping[Split, float]) -> dict[str, Split]:
-    """A split for each content of one class, given in ascending order."""
-    carved: dict[str, Split] = {}
-    for content in members:
-        place = int(content[:16], 16) / 2**64
-        carved[content] = "train"
-        for split, share in shares.items():
-            if 0 <= place < share:
-                carved[content] = split
-            place -= share
+    """A split for each content of one class, given in ascending order; `train` for what the shares leave."""
+    carved: dict[str, Split] = dict.fromkeys(members, "train")
+    start = 0.0
+    for split, share in shares.items():
+        carved |= {content: split for content in members if start <= int(content[:16], 16) / 2**64 < start + share}
+        start += share
     if not {"train", *shares} <= set(carved.values()):
         carved |= dict(zip(members, shares, strict=False))
         carved[members[-1]] = "train"
     return carved
 
 
-def check_classes(name: str, collection: Collection, splits: Sequence[Split]) -> None:
-    """Raise UserError when a class has no image to train on or none to test with."""
+def check_splits(name: str, collection: Collection, splits: Sequence[Split]) -> None:
+    """Raise UserError when a class has no image to train on or none to test with, or validation has none at all."""
     if not collection.images:
         raise UserError(f"{name}: has no images; needed some of each class")
+    sizes = Counter(image.label for image in collection.images)
     present = set(zip((image.label for image in collection.images), splits, strict=True))
     for label, class_name in enumerate(collection.classes):
         for split in ("train", "test"):
             if (label, split) not in present:
-                found = sum(image.label == label for image in collection.images)
                 raise UserError(
-                    f"{name}: class '{class_name}' has {found} image{'s' * (found != 1)} and none in {split}; needed "
-                    "at least two different ones, one to train on and one to test with"
+                    f"{name}: class '{class_name}' has no image in {split}, of {sizes[label]} in all; needed at least "
+                    "one to train on and another one to test with"
                 )
+    if "validation" not in splits:
+        raise UserError(f"{name}: no image is left for validation; needed a class of at least three different ones")
 
 
 def keep(images: Sequence[Image], splits: Sequence[Split], train_fraction: float) -> list[int]:

@@ -94,7 +94,7 @@ def test_the_order_of_the_images_changes_nothing(found: list[tuple[str, int, Spl
     assert sides(shuffled) == sides(found)
 
 
-@given(st.lists(st.integers(1, 8), min_size=1, max_size=6), st.floats(0.01, 0.5), st.floats(0, 0.4), st.integers())
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=6), st.floats(0.01, 0.5), st.floats(0.01, 0.4), st.integers())
 def test_every_class_of_two_or_more_is_trained_on_and_tested_with(
     sizes: list[int], test: float, validation: float, salt: int
 ) -> None:
@@ -102,7 +102,7 @@ def test_every_class_of_two_or_more_is_trained_on_and_tested_with(
     sides = split(hashes(len(labels), str(salt)), labels, validation=validation, test=test)
     for label, size in enumerate(sizes):
         found = {side for side, its in zip(sides, labels, strict=True) if its == label}
-        needed = {"train"} if size == 1 else {"train", "test"} if size == 2 or validation == 0 else set(SPLITS)
+        needed = {"train"} if size == 1 else {"train", "test"} if size == 2 else set(SPLITS)
         assert needed <= found
 
 
@@ -345,8 +345,8 @@ def test_a_class_with_one_image_is_named(photos: Path) -> None:
     with pytest.raises(UserError) as error:
         run(photos)
     assert str(error.value) == (
-        f"{photos}: class 'eel' has 1 image and none in test; needed at least two different ones, one to train on and "
-        "one to test with"
+        f"{photos}: class 'eel' has no image in test, of 1 in all; needed at least one to train on and another one to "
+        "test with"
     )
     assert not REAL.exists()
 
@@ -354,8 +354,26 @@ def test_a_class_with_one_image_is_named(photos: Path) -> None:
 def test_a_class_whose_images_are_all_bad_is_named(photos: Path) -> None:
     (photos / "eel").mkdir()
     (photos / "eel" / "1.png").write_bytes(b"")
-    with pytest.raises(UserError, match="class 'eel' has 0 images and none in train"):
+    with pytest.raises(UserError, match="class 'eel' has no image in train, of 0 in all; needed"):
         run(photos, max_bad_fraction=0.5)
+
+
+def test_a_set_too_small_for_validation_is_named(tmp_path: Path) -> None:
+    for shade, name in enumerate(("cat/1", "cat/2", "dog/1", "dog/2")):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), shade).save(tmp_path / "set" / f"{name}.png")
+    with pytest.raises(UserError, match=r"/set: no image is left for validation; needed a class of at least three"):
+        run(tmp_path / "set")
+
+
+def test_a_class_missing_from_official_test_images_is_named(photos: Path) -> None:
+    for name in ("cat", "dog"):
+        (photos / "train").mkdir(exist_ok=True)
+        (photos / name).rename(photos / "train" / name)
+    (photos / "test" / "cat").mkdir(parents=True)
+    (photos / "train/cat/0.png").rename(photos / "test/cat/0.png")
+    with pytest.raises(UserError, match=r"class 'dog' has no image in test, of 12 in all; needed at least one"):
+        run(photos)
 
 
 def test_a_source_without_any_image_is_named(tmp_path: Path) -> None:
@@ -391,7 +409,7 @@ def test_an_inventory_of_another_source_or_none_is_named(photos: Path) -> None:
         ({"image_size": 8, "test_fraction": 0}, "ingest.test_fraction is 0.0; needed between 0 and 1"),
         (
             {"image_size": 8, "test_fraction": 0.5, "validation_fraction": 0.5},
-            "ingest.validation_fraction is 0.5; needed 0 or more, and with test_fraction 0.5 less than 1",
+            "ingest.validation_fraction is 0.5; needed above 0, and with test_fraction 0.5 less than 1",
         ),
         ({"image_size": 8, "train_fraction": 0}, "ingest.train_fraction is 0.0; needed above 0 and at most 1"),
         ({"image_size": 8, "max_bad_fraction": 5}, "ingest.max_bad_fraction is 5.0; needed 0 to 1"),
