@@ -1,0 +1,188 @@
+"""Fidelity against closed forms, against definitions written out, and against torch-fidelity fed with images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipeline.errors import FailedError, UserError
+from pipeline.gan.pixels import to_float
+from pipeline.metrics.classifier import Classifier, embed
+from pipeline.metrics.fidelity import (
+    COVERAGE_NEIGHBOURS,
+    NEIGHBOURS,
+    density_and_coverage,
+    fidelity,
+    frechet_distance,
+    kid_subset_size,
+)
+
+
+def features(count: int, dimensions: int, seed: int) -> np.ndarray:
+    """Correlated features, off the origin."""
+    random = np.random.default_rng(seed)
+    return random.normal(size=(count, dimensions)) @ random.normal(size=(dimensions, dimensions)) + random.normal()
+
+
+def white(count: int, dimensions: int, seed: int) -> np.ndarray:
+    """Features with mean 0 and covariance 1, exactly."""
+    rows = features(count, dimensions, seed)
+    rows -= rows.mean(axis=0)
+    return rows @ np.linalg.inv(np.linalg.cholesky(np.cov(rows, rowvar=False))).T
+
+
+def test_equal_covariances_leave_the_distance_of_the_means() -> None:
+    real, shift = features(300, 12, 1), np.linspace(-2, 3, 12)
+    assert frechet_distance(real + shift, real) == pytest.approx(shift @ shift, abs=1e-9)
+
+
+def test_commuting_covariances_leave_the_distance_of_the_deviations() -> None:
+    ours, theirs = np.linspace(0.1, 2, 9), np.linspace(3, 0, 9)  # the last has no spread at all
+    found = frechet_distance(white(200, 9, 1) * ours + 1, white(250, 9, 2) * theirs)
+    assert found == pytest.approx(9 + ((ours - theirs) ** 2).sum(), abs=1e-6)  # the root of a rounding error
+
+
+def test_is_symmetric_and_nothing_to_itself() -> None:
+    one, other = features(100, 10, 1), features(120, 10, 2)
+    assert frechet_distance(one, other) == pytest.approx(frechet_distance(other, one), rel=1e-12)
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-9)
+
+
+class Uint8Images(Dataset[Tensor]):
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = torch.from_numpy(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(3)
+    generated = random.integers(0, 256, (230, 1, 8, 8), dtype=np.uint8)
+    return generated, (random.integers(0, 256, (260, 1, 8, 8)) ** 2 // 256).astype(np.uint8)
+
+
+def test_equals_torch_fidelity_fed_with_images(images: tuple[np.ndarray, np.ndarray]) -> None:
+    """As any user of torch-fidelity would do it: an extractor of one's own, uint8 images in, generated first."""
+    from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
+
+    torch.manual_seed(0)
+    classifier = Classifier(channels=1, image_size=8, classes=3, width=8).eval()
+
+    class Ours(FeatureExtractorBase):  # type: ignore[misc]
+        def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
+            super().__init__(name, features_list)
+            self.classifier = classifier
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("pooled",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "pooled"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+        @staticmethod
+        def get_dummy_input_for_compile() -> Tensor:
+            raise NotImplementedError
+
+        def forward(self, batch: Tensor) -> tuple[Tensor]:
+            assert batch.dtype == torch.uint8
+            return (self.classifier.features(to_float(batch)).double(),)
+
+    register_feature_extractor("test-of-fidelity", Ours)
+    generated, real = images
+    theirs = calculate_metrics(
+        input1=Uint8Images(generated),
+        input2=Uint8Images(real),
+        feature_extractor="test-of-fidelity",
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=kid_subset_size(len(generated), len(real)),
+        rng_seed=4,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    ours = fidelity(embed(classifier, generated), embed(classifier, real), seed=4)
+    assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6, abs=1e-6)
+    assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6, abs=1e-6)
+    assert ours["precision"] == pytest.approx(theirs["precision"], abs=1e-6)
+    assert ours["recall"] == pytest.approx(theirs["recall"], abs=1e-6)
+
+
+def test_the_two_ways_to_the_frechet_distance_agree() -> None:
+    one, other = features(400, 20, 1), features(300, 20, 2)
+    assert frechet_distance(one, other) == pytest.approx(fidelity(one, other, seed=0)["fid"], rel=1e-6)
+
+
+def test_measures_match_their_definitions_written_out() -> None:
+    generated, real = features(60, 3, 5), features(70, 3, 5) * 1.2
+    across = np.linalg.norm(generated[:, None] - real[None], axis=2)
+
+    def radii(rows: np.ndarray, neighbours: int) -> np.ndarray:
+        return np.sort(np.linalg.norm(rows[:, None] - rows[None], axis=2), axis=1)[:, neighbours]
+
+    inside = across <= radii(real, COVERAGE_NEIGHBOURS)
+    scores = fidelity(generated, real, seed=0)
+    assert scores["precision"] == pytest.approx((across <= radii(real, NEIGHBOURS)).any(axis=1).mean())
+    assert scores["recall"] == pytest.approx((across <= radii(generated, NEIGHBOURS)[:, None]).any(axis=0).mean())
+    assert scores["density"] == pytest.approx(inside.sum() / (COVERAGE_NEIGHBOURS * len(generated)))
+    assert scores["coverage"] == pytest.approx(inside.any(axis=0).mean())
+
+
+def test_one_mode_of_two_is_precise_and_does_not_cover() -> None:
+    random = np.random.default_rng(0)
+    modes = random.normal(size=(200, 4)) + 100 * (np.arange(200) % 2)[:, None]
+    dropped = random.normal(size=(200, 4))
+    scores = fidelity(dropped, modes, seed=0)
+    assert scores["precision"] > 0.9
+    assert scores["recall"] <= 0.5
+    assert scores["coverage"] <= 0.5
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    generated, real = features(150, 4, 1), features(130, 4, 1)
+    whole = density_and_coverage(generated, real)
+    monkeypatch.setattr("pipeline.metrics.fidelity._CHUNK", 7)
+    assert density_and_coverage(generated, real) == pytest.approx(whole)
+
+
+def test_the_same_seed_gives_the_same_numbers() -> None:
+    one, other = features(90, 5, 1), features(80, 5, 2)
+    assert fidelity(one, other, seed=3) == fidelity(one, other, seed=3)
+    assert fidelity(one, other, seed=3)["kid"] != fidelity(one, other, seed=4)["kid"]
+
+
+def test_nothing_is_left_in_torch_fidelitys_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    fidelity(features(50, 3, 1), features(50, 3, 2), seed=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("measure", [frechet_distance, lambda one, other: fidelity(one, other, seed=0)])
+def test_refuses_in_one_sentence(measure) -> None:  # type: ignore[no-untyped-def]
+    good, few, broken = features(50, 8, 1), features(8, 8, 2), features(50, 8, 3)
+    broken[7, 2] = np.nan
+    with pytest.raises(UserError, match=r"^the generated set has 8 images; needed more than the 8 dimensions"):
+        measure(few, good)
+    with pytest.raises(UserError, match=r"^the real set has 8 images; needed more than the 8 dimensions"):
+        measure(good, few)
+    with pytest.raises(FailedError, match=r"^the generated set: the features of 1 of 50 images are not finite$"):
+        measure(broken, good)

@@ -1,0 +1,53 @@
+"""The table of what was measured: values beside those of real images, and the protocol under them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipeline import paths
+from pipeline.report.summary import summary
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(content))
+
+
+def printed(workspace: Path) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(summary(workspace))
+    return capture.get()
+
+
+def test_says_what_was_measured_and_how(tmp_path: Path) -> None:
+    entry = {"measures": ["fidelity"], "generated": "720 of 5000 released images", "real": "800 real images"}
+    metrics = {"fidelity": {"fid": 0.0375}, "floor": {"fid": 0.0125}, "agreement": {"mean": 0.9975}}
+    write(tmp_path / paths.EVALUATION / "synthetic" / "metrics.json", {**metrics, "protocol": [entry]})
+    row = {
+        "data": "5 %",
+        "protocol": "shared-generator",
+        "verdict": "helps",
+        "gain_over_real_long": {"mean": 3.25, "low": 2.5, "high": 4.0},
+        "accuracy": {"real_long": {"mean": 94.125}},
+    }
+    write(tmp_path / paths.UTILITY / "utility.json", {"rows": [row], "protocol": ["How gains are measured."]})
+    lines = printed(tmp_path).splitlines()
+    (fid,) = [line.split() for line in lines if line.startswith("FID")]
+    assert fid[-2:] == ["0.0375", "0.0125"]
+    (agreement,) = [line.split() for line in lines if line.startswith("judges agree")]
+    assert agreement[-1] == "99.75%"
+    (gain,) = [line for line in lines if "5 % of the real data (shared-generator): helps" in line]
+    assert gain.split()[-4:] == ["+3.25", "[+2.50,", "+4.00]", "94.12%"]
+    flat = " ".join(" ".join(lines).split())
+    assert "fidelity: 720 of 5000 released images, against 800 real images" in flat
+    assert "How gains are measured." in flat
+    assert "recall" not in flat
+
+
+def test_without_measurements_there_are_no_rows(tmp_path: Path) -> None:
+    assert summary(tmp_path).row_count == 0

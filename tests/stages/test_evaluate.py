@@ -1,0 +1,290 @@
+"""evaluate: sets whose faults are known get the numbers that say so; then the stage as a whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import paths
+from pipeline.errors import UserError
+from pipeline.gan.family import ImageSpec, load_family
+from pipeline.gan.model import Model
+from pipeline.imageset import ImageSet, Row, write_imageset
+from pipeline.metrics.judges import Judges
+from pipeline.params import Document
+from pipeline.stages import evaluate as stage
+from pipeline.stages import features
+from pipeline.stages.evaluate import Evaluation, Images, Params, evaluate
+
+CLASSES = ("low", "middle", "high")
+PARAMS = Params(max_images=300)
+
+
+def bars(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy 8×8 images with a bright bar at the height of their class, and their classes in turn."""
+    images = np.random.default_rng(seed).integers(0, 100, (count, 1, 8, 8), dtype=np.uint8)
+    labels = np.arange(count) % 3
+    for image, label in zip(images, labels, strict=True):
+        image[0, 1 + 2 * label : 3 + 2 * label] += 150
+    return images, labels
+
+
+def bars_of(count: int, seed: int) -> Images:
+    images, labels = bars(count, seed)
+    return Images(images=images, labels=labels, description="bars")
+
+
+TRAIN, HELD_OUT = bars_of(240, 1), bars_of(150, 2)
+
+
+def write_set(root: Path, parts: dict[str, tuple[np.ndarray, np.ndarray]], *, synthetic: bool) -> ImageSet:
+    rows = [
+        Row(split=split, label=int(label), image=image, path=f"{split}-{number}.png", provenance={})
+        for split, (images, labels) in parts.items()
+        for number, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
+    source = {"kind": "made up", "licence": "CC0", "description": "bars"}
+    return write_imageset(root, rows, classes=CLASSES, source=source, resize=None, synthetic=synthetic)
+
+
+def untrained_model(image_size: int = 8, classes: tuple[str, ...] = CLASSES) -> Model:
+    family = load_family("conditional")
+    config = family.Config(width=16)
+    torch.manual_seed(0)
+    generator = family.Generator(config, ImageSpec(channels=1, image_size=image_size, classes=len(classes)))
+    return Model(
+        family="conditional",
+        config=config,
+        classes=classes,
+        channels=1,
+        image_size=image_size,
+        images_seen=0,
+        data_fingerprint="",
+        selection={},
+        generator=generator.eval().requires_grad_(False),
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A workspace as the stages before leave it, but for the training of the model."""
+    root = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("FORGELINE_CACHE", str(root / "cache"))
+        half = len(HELD_OUT.images) // 2
+        parts = {
+            "train": (TRAIN.images, TRAIN.labels),
+            "validation": (HELD_OUT.images[:half], HELD_OUT.labels[:half]),
+            "test": (HELD_OUT.images[half:], HELD_OUT.labels[half:]),
+        }
+        write_set(paths.REAL / paths.IMAGESET, parts, synthetic=False)
+        write_set(paths.SYNTHETIC / paths.IMAGESET, {"train": bars(360, 3)}, synthetic=True)
+        features.run(Document({"features": {"images_seen": 2000, "width": 8}}))
+        untrained_model().save(paths.MODEL)
+        yield root
+
+
+@pytest.fixture(scope="module")
+def judges(made: Path) -> Judges:
+    return Judges.load(made / paths.FEATURES)
+
+
+def measure(generated: Images, judges: Judges) -> Evaluation:
+    return evaluate(generated, TRAIN, HELD_OUT, classes=CLASSES, judges=judges, params=PARAMS)
+
+
+def test_new_images_of_the_same_kind_measure_as_real_ones_do(judges: Judges) -> None:
+    metrics = measure(bars_of(300, 4), judges).metrics
+    assert metrics["agreement"] == {"mean": 1, "worst_class": 1}
+    assert metrics["judges"]["held_out_accuracy"] == 1
+    assert metrics["modes"]["classes_covered"] == 3
+    assert metrics["modes"]["kl_from_real"] == pytest.approx(0)
+    assert metrics["modes"]["pixel_spread"] == pytest.approx(1, abs=0.05)
+    assert metrics["fidelity"]["fid"] < 2 * metrics["floor"]["fid"]
+    assert metrics["fidelity"]["precision"] > 0.7
+    assert metrics["memorization"]["nearer_than_median"] == pytest.approx(0.5, abs=0.15)
+    assert metrics["memorization"]["copies"] == 0
+
+
+def test_copies_of_the_training_images_are_all_found(judges: Judges) -> None:
+    found = measure(TRAIN.draw(100, seed=0), judges)
+    assert found.metrics["memorization"] == {
+        "nearer_than_median": 1,
+        "nearer_than_percentile_1": 1,
+        "copies": 100,
+        "nearest": 0,
+    }
+    copied = TRAIN.draw(100, seed=0).images
+    np.testing.assert_array_equal(TRAIN.images[found.nearest[1]], copied)
+
+
+def test_held_out_images_are_as_near_as_held_out_images_are(judges: Judges) -> None:
+    metrics = measure(HELD_OUT, judges).metrics
+    assert metrics["memorization"]["nearer_than_median"] == 0.5
+    assert metrics["memorization"]["nearer_than_percentile_1"] == pytest.approx(0.01, abs=0.01)
+    assert metrics["fidelity"]["fid"] == pytest.approx(0, abs=1e-6)
+
+
+def test_training_images_themselves_measure_as_the_floor(judges: Judges) -> None:
+    """The floor is what a perfect copyist would reach: no generator can seem better by leaning to its training set."""
+    metrics = measure(TRAIN, judges).metrics
+    assert metrics["fidelity"] == metrics["floor"]
+
+
+def test_a_wrong_label_is_a_disagreement_of_its_class(judges: Judges) -> None:
+    images, labels = bars(300, 4)
+    labels[:30:3] = 1  # ten low bars that were asked for as middle ones
+    found = measure(Images(images=images, labels=labels, description="bars"), judges)
+    assert found.metrics["agreement"]["mean"] == pytest.approx(290 / 300)
+    assert found.metrics["agreement"]["worst_class"] == pytest.approx(100 / 110)
+    assert [row["agreement"] for row in found.per_class] == pytest.approx([1, 100 / 110, 1])
+    assert [row["judged"] for row in found.per_class] == [100, 100, 100]
+
+
+def test_a_collapse_to_one_class_shows(judges: Judges) -> None:
+    images, labels = bars(300, 4)
+    low = Images(images=images[labels == 0], labels=labels[labels == 0], description="bars")
+    metrics = measure(low, judges).metrics
+    assert metrics["modes"]["classes_covered"] == 1
+    assert metrics["modes"]["kl_from_real"] == pytest.approx(np.log(3))
+    assert metrics["fidelity"]["coverage"] < 0.6
+
+
+def test_a_collapse_to_one_image_in_each_class_shows(judges: Judges) -> None:
+    images = np.tile(bars(3, 4)[0], (50, 1, 1, 1))
+    metrics = measure(Images(images=images, labels=np.arange(150) % 3, description="bars"), judges).metrics
+    assert metrics["modes"]["pixel_spread"] == 0
+    assert metrics["fidelity"]["recall"] < 0.1
+
+
+def test_without_asked_for_labels_there_is_no_agreement(judges: Judges) -> None:
+    images, labels = bars(300, 4)
+    found = measure(Images(images=images, labels=np.full(300, -1), description="bars"), judges)
+    assert "agreement" not in found.metrics
+    np.testing.assert_array_equal(found.labels, labels)
+    assert found.metrics["modes"]["classes_covered"] == 3
+
+
+def test_both_sides_of_the_floor_have_equal_counts_and_the_protocol_says_so(judges: Judges) -> None:
+    protocol = {entry["measures"][0]: entry for entry in measure(bars_of(1000, 4), judges).metrics["protocol"]}
+    assert protocol["fidelity"]["generated"] == "240 of 1000 bars"
+    assert protocol["fidelity"]["floor"] == "240 of 240 bars"
+    assert protocol["fidelity"]["real"] == "150 of 150 bars"
+
+
+def test_fewer_images_than_dimensions_are_refused_in_one_sentence(judges: Judges) -> None:
+    with pytest.raises(UserError, match=r"^the generated set has 10 images; needed more than the 16 dimensions"):
+        measure(bars_of(10, 4), judges)
+
+
+@pytest.fixture
+def workspace(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy by links: out/ is this test's own, what is in it is not written to."""
+    (tmp_path / "out").mkdir()
+    for path in (made / "out").iterdir():
+        (tmp_path / "out" / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FORGELINE_CACHE", str(made / "cache"))
+    return tmp_path
+
+
+def run(which: Any, **settings: Any) -> Path:
+    stage.run(Document({"evaluate": {"max_images": 300} | settings}), which)
+    return paths.EVALUATION / which
+
+
+def numbers(content: Any) -> Iterator[float]:
+    for value in content.values():
+        if isinstance(value, dict):
+            yield from numbers(value)
+        elif not isinstance(value, list):
+            yield value
+
+
+@pytest.mark.parametrize("which", ["model", "synthetic"])
+def test_every_block_of_numbers_has_its_protocol(workspace: Path, which: str) -> None:
+    metrics = json.loads((run(which) / "metrics.json").read_text())
+    protocol = metrics.pop("protocol")
+    said = {name for entry in protocol for name in entry["measures"]}
+    assert {name for name, value in metrics.items() if isinstance(value, dict)} <= said
+    assert all(np.isfinite(value) for value in numbers(metrics))
+    text = json.dumps(protocol)
+    for word in ("uint8", "torch-fidelity 0.4", "validation and test", "resize none", '"seed": 2'):
+        assert word in text
+    about = json.loads((paths.FEATURES / "features.json").read_text())["classifiers"]
+    assert protocol[0]["extractor_sha256"] == about["extractor.safetensors"]["sha256"]
+
+
+def test_a_model_is_measured_beside_itself_before_training(workspace: Path) -> None:
+    metrics = json.loads((run("model") / "metrics.json").read_text())
+    assert metrics["images"] == 300
+    assert metrics["untrained"]["fid"] > 10 * metrics["floor"]["fid"]
+    assert "unfiltered samples of the conditional model" in metrics["protocol"][0]["generated"]
+
+
+def test_the_figures_are_pictures_and_the_tables_add_up(workspace: Path) -> None:
+    folder = run("synthetic") / "figures"
+    assert {path.name for path in folder.iterdir()} == {
+        "agreement.png",
+        "closest.png",
+        "confusion.csv",
+        "distances.png",
+        "per_class.csv",
+        "samples.png",
+    }
+    for path in folder.glob("*.png"):
+        with Image.open(path) as picture:
+            assert min(picture.size) > 200
+            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 10
+    with (folder / "confusion.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 300
+    assert {row["asked"] for row in rows} == set(CLASSES)
+    with (folder / "per_class.csv").open() as file:
+        assert sum(int(row["images"]) for row in csv.DictReader(file)) == 300
+
+
+def test_the_same_settings_give_the_same_bytes(workspace: Path) -> None:
+    first = {path: path.read_bytes() for path in run("synthetic").rglob("*") if path.is_file()}
+    assert {path: path.read_bytes() for path in run("synthetic").rglob("*") if path.is_file()} == first
+
+
+@pytest.mark.parametrize(
+    ("image_size", "classes", "sentence"),
+    [
+        (16, CLASSES, r"out/model: image_size is 16; needed 8 as in out/real"),
+        (8, ("low", "high"), r"out/model: classes is \('low', 'high'\); needed \('low', 'middle', 'high'\)"),
+    ],
+)
+def test_another_kind_of_images_is_refused_and_the_older_report_stays(
+    workspace: Path, image_size: int, classes: tuple[str, ...], sentence: str
+) -> None:
+    before = (run("model") / "metrics.json").read_bytes()
+    paths.MODEL.unlink()
+    untrained_model(image_size, classes).save(paths.MODEL)
+    with pytest.raises(UserError, match=sentence):
+        run("model")
+    assert (paths.EVALUATION / "model" / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"seed": -1}, r"evaluate\.seed is -1; needed at least 0"),
+        ({"max_images": 5}, r"evaluate\.max_images is 5; needed at least 100"),
+        ({"threads": 0}, r"evaluate\.threads is 0; needed at least 1"),
+        ({"max_image": 500}, r"evaluate\.max_image is not a setting; did you mean 'max_images'"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(setting: dict[str, int], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        stage.read_params(Document({"evaluate": setting}))
