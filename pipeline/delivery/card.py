@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
-from pipeline.delivery.description import Description
+from pipeline.delivery.description import Description, Metric
 from pipeline.imageset import ImageSet
 
 GRID = "grid.png"
@@ -27,8 +28,11 @@ def card(
     """
     count = sum(map(sum, images.counts.values()))
     lineage = description.lineage
-    copy = "aws s3 cp --recursive" if url.startswith("s3://") else "cp -r"
-    generator = ", ".join(f"{key} {value}" for key, value in sorted((images.generator or {}).items()))
+    copy, place = "aws s3 cp --recursive", url.rsplit("/", 2)[0]
+    if not url.startswith("s3://"):
+        copy, place = "cp -r", "FOLDER"  # a path of the publisher's machine is nothing to readers
+    said = (lineage.model, lineage.data_fingerprint)
+    generator = ", ".join(f"{key} {value}" for key, value in (images.generator or {}).items() if value not in said)
     shape = f"{images.image_size}×{images.image_size} {'grayscale' if images.channels == 1 else 'RGB'}"
     what = "synthetic images, drawn by a generative model" if images.synthetic else "images"
     provenance = {
@@ -50,21 +54,21 @@ def card(
         f"{count:,} {what}: {shape}, PNG without loss inside Parquet, version `{version}`.",
         _table(["class", *images.counts], _class_rows(images)),
         "## What was measured",
-        _table(["measure", "value", "protocol"], [[m.name, m.value, m.protocol] for m in description.measured]),
+        *_measured(description.measured),
         "## Loading it",
         'With `datasets`, from the folder itself (`data_files="*.parquet"` would put all splits into `train`):',
-        f'```python\nfrom datasets import load_dataset\n\nimages = load_dataset("{name}", split="train")\n```',
+        f'```python\nfrom datasets import load_dataset\n\nimages = load_dataset("./{name}", split="train")\n```',
         "With `pandas`, PNG bytes in `image`:",
         "```python\nfrom pathlib import Path\nimport pandas as pd\n\n"
         f'frame = pd.concat(map(pd.read_parquet, sorted(Path("{name}").glob("train-*.parquet"))))\n```',
         "Fetched and checked, with Forgeline or without:",
-        f"```sh\nforgeline pull {url.rsplit('/', 1)[0]}@{version} {name}\n"
-        f"{copy} {url} {name} && (cd {name} && sha256sum -c SHA256SUMS)\n```",
+        f"```sh\nforgeline pull {place}/{name}@{version} {name}\n"
+        f"{copy} {place}/{name}/v={version} {name} && (cd {name} && sha256sum -c SHA256SUMS)\n```",
         "## What it is not good for",
         "\n".join(f"- {reason}" for reason in description.not_good_for),
         "## How it was made",
         description.how_made,
-        f"The real images behind it: {description.source}",
+        description.source,
         "## Where it comes from",
         _table(["", ""], provenance.items()),
         "Every file with its sha256, the settings and all measurements stand in `manifest.json`.",
@@ -72,6 +76,13 @@ def card(
         f"{description.licence}, carried over from the real images.",
     ]
     return ("\n\n".join(sections) + "\n").encode()
+
+
+def _measured(metrics: Iterable[Metric]) -> Iterator[str]:
+    """A table for each protocol, and the protocol below it: no number stands without."""
+    for protocol, group in groupby(metrics, key=lambda metric: metric.protocol):
+        yield _table(["measure", "value"], [[metric.name, metric.value] for metric in group])
+        yield f"*{protocol}*"
 
 
 def _header(images: ImageSet, features: Mapping[str, Any], description: Description) -> dict[str, Any]:
@@ -139,7 +150,7 @@ def _yaml(value: Any, indent: str = "") -> str:
         keys = {key: key if key.isidentifier() else _scalar(key) for key in value}
         return "".join(f"\n{indent}{keys[key]}:{_yaml(inner, indent + '  ')}" for key, inner in value.items())
     if isinstance(value, list):
-        return "".join(f"\n{indent}-{_yaml(inner, indent + '  ')}" for inner in value)
+        return "".join(f"\n{indent}- {_yaml(inner, indent + '  ').lstrip()}" for inner in value)
     return f" {_scalar(value)}"
 
 

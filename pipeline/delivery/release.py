@@ -228,7 +228,7 @@ class _Draft:
     def _descriptions(self) -> dict[str, bytes]:
         schema = pq.read_schema(self.images.root / self.images.shards[0].path)
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        about = (self.images, features, self.description)
+        about = (self.images, {column: features[column] for column in schema.names}, self.description)
         url = f"{self.store.url}/{self.name}/v={self.version}"
         return {
             GRID: self.description.grid,

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.delivery import verify
+from pipeline.delivery.workspace import publish_workspace
+from pipeline.errors import UserError
+from pipeline.imageset import ImageSet, Row, write_imageset
+
+INTERVAL = {"mean": 3.21, "low": 1.5, "high": 4.9}
+
+
+def utility_row(data: str, verdict: str, protocol: str) -> dict[str, Any]:
+    gains = {"gain_over_real": INTERVAL, "gain_over_real_long": INTERVAL}
+    return {"data": data, "real_images": 60, "verdict": verdict, "protocol": protocol, **gains}
+
+
+REPORTS: dict[str, Any] = {
+    "synthetic/report.json": {
+        "drawn": 50,
+        "kept": 36,
+        "dropped": {"near_copy": 14},
+        "params": {"seed": 3, "spread": 1.2},
+    },
+    "model/model.json": {"family": "conditional", "images_seen": 1000, "data_fingerprint": "cd" * 32},
+    "evaluation/model/metrics.json": {"fidelity": {"fid": 2.0}, "protocol": []},
+    "evaluation/synthetic/metrics.json": {
+        "fidelity": {"fid": 1.23456, "kid": float("nan")},
+        "agreement": {"mean": 0.99},
+        "protocol": [
+            {"measures": ["fidelity"], "generated": "36 images", "extractor_sha256": "ab" * 32, "seed": 2},
+            {"measures": ["agreement"], "judges_sha256": ["cd" * 32, "ef" * 32]},
+        ],
+    },
+    "utility/utility.json": {
+        "synthetic_only_accuracy": 98.76,
+        "rows": [
+            utility_row("5 %", "helps", "shared-generator"),
+            utility_row("10 %", "helps", "shared-generator"),
+            utility_row("100 %", "makes no difference", "same-data"),
+        ],
+        "protocol": ["same-data: the same.", "shared-generator: more.", "real: an arm.", "Intervals are wide."],
+    },
+    "validation/real/report.json": {"success": True},
+    "validation/synthetic/report.json": {"success": True},
+}
+
+
+def write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def lock(workspace: Path) -> None:
+    """dvc.lock as DVC writes it (JSON is YAML), for what is in the workspace now."""
+    size = sum(path.stat().st_size for path in (workspace / "out/synthetic").rglob("*") if path.is_file())
+    stages = {
+        "source": {"params": {"params.yaml": {"source": {"kind": "digits"}}}},
+        "train": {"params": {"params.yaml": {"train": {"images": 1000}, "families.conditional": {}}}},
+        "evaluate@synthetic": {
+            "deps": [{"path": "out/synthetic", "size": size}, {"path": "pipeline/gan", "size": 1}],
+            "params": {"params.yaml": {"evaluate": {"seed": 2}}},
+        },
+    }
+    write(workspace / "dvc.lock", json.dumps({"schema": "2.0", "stages": stages}).encode())
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """What the stages leave, in small."""
+    root = tmp_path / "workspace"
+    for path, content in REPORTS.items():
+        write(root / "out" / path, json.dumps(content).encode())
+    write(root / "out/model/weights.safetensors", b"weights")
+    model = hashlib.sha256(b"weights" + (root / "out/model/model.json").read_bytes()).hexdigest()
+    random = np.random.default_rng(0)
+    write_imageset(
+        root / "out/synthetic/imageset",
+        (
+            Row(
+                split="train",
+                label=i % 3,
+                image=random.integers(0, 256, (3, 8, 8), np.uint8),
+                path=f"{i}.png",
+                provenance={},
+            )
+            for i in range(36)
+        ),
+        classes=("a", "b", "c"),
+        source={"licence": "CC BY 4.0", "description": "Drawn by a generator that learned from digits"},
+        resize=None,
+        synthetic=True,
+        generator={"family": "conditional", "model_sha256": model, "data_fingerprint": "cd" * 32},
+    )
+    lock(root)
+    return root
+
+
+def manifest(workspace: Path) -> dict[str, Any]:
+    (path,) = workspace.glob("releases/digits/*/manifest.json")
+    content: dict[str, Any] = json.loads(path.read_bytes())
+    return content
+
+
+def test_a_workspace_is_published_whole(workspace: Path) -> None:
+    published = publish_workspace(workspace, "releases", "digits")
+    found = verify(str(workspace / "releases/digits"))
+    assert (found.version, published.new) == (published.version, True)
+    lineage = manifest(workspace)["lineage"]
+    assert lineage["params"] == {
+        "source": {"kind": "digits"},
+        "train": {"images": 1000},
+        "families.conditional": {},
+        "evaluate": {"seed": 2},
+    }
+    assert lineage["seed"] == 3
+    assert lineage["metrics"]["evaluation/synthetic"]["fidelity"] == {"fid": 1.23456, "kid": None}
+    assert lineage["validation"]["validation/real"] == {"success": True}
+    files = {file["path"] for file in manifest(workspace)["files"]}
+    assert files >= {"utility/utility.json", "evaluation/synthetic.json", "validation/real.json", "dvc.lock"}
+    assert "weights.safetensors" not in str(files)
+
+
+def test_the_card_says_what_was_measured(workspace: Path) -> None:
+    text = (Path(publish_workspace(workspace, "releases", "digits").url) / "README.md").read_text()
+    for words in (
+        "this set helps with 5 %, 10 % of them (shared-generator); makes no difference with 100 % of them (same-data)",
+        "right on 98.8 % of real test images",
+        "| gain with 5 % of the real images (60) over these only | +3.21 points [+1.50, +4.90] |",
+        "*shared-generator: more. Intervals are wide.*",
+        "| FID, lower is better | 1.235 |",
+        "*generated: 36 images; extractor sha256: abababababab; seed: 2*",
+        "near copy 14",
+        "CC BY 4.0",
+    ):
+        assert words in text, words
+
+
+def test_the_grid_is_of_synthetic_images_only(workspace: Path) -> None:
+    published = publish_workspace(workspace, "releases", "digits")
+    grid = np.asarray(Image.open(Path(published.url) / "grid.png"))
+    images, labels = ImageSet.open(workspace / "out/synthetic/imageset").arrays("train")
+    scale = grid.shape[0] // (3 * 9 - 1)
+    small = grid[::scale, ::scale]
+    for label in range(3):
+        for column, image in enumerate(images[labels == label][:10]):
+            cell = small[label * 9 : label * 9 + 8, column * 9 : column * 9 + 8]
+            np.testing.assert_array_equal(cell, image.transpose(1, 2, 0))
+
+
+def test_published_again_it_is_nothing_new(workspace: Path) -> None:
+    first = publish_workspace(workspace, "releases", "digits")
+    again = publish_workspace(workspace, "releases", "digits")
+    assert (again.version, again.new) == (first.version, False)
+
+
+@pytest.mark.parametrize(
+    "path", [*REPORTS, "model/weights.safetensors", "synthetic/imageset/imageset.json", "../dvc.lock"]
+)
+def test_a_missing_output_is_named(workspace: Path, path: str) -> None:
+    (workspace / "out" / path).unlink()
+    with pytest.raises(UserError) as caught:
+        publish_workspace(workspace, "releases", "digits")
+    assert Path(path).name in str(caught.value)
+    assert not (workspace / "releases").exists()
+
+
+def test_a_set_of_another_model_is_refused(workspace: Path) -> None:
+    write(workspace / "out/model/weights.safetensors", b"trained again")
+    with pytest.raises(UserError, match=r"imageset: was drawn by another model than .*run 'dvc repro' first"):
+        publish_workspace(workspace, "releases", "digits")
+
+
+def test_a_set_that_was_not_measured_is_refused(workspace: Path) -> None:
+    write(workspace / "out/synthetic/manifest.parquet", b"written after evaluate ran")
+    with pytest.raises(UserError, match="synthetic: is not what stage 'evaluate@synthetic' has read"):
+        publish_workspace(workspace, "releases", "digits")
+
+
+def test_a_broken_report_is_named(workspace: Path) -> None:
+    write(workspace / "out/utility/utility.json", b"{")
+    with pytest.raises(UserError, match=r"utility\.json: is not a JSON object"):
+        publish_workspace(workspace, "releases", "digits")
+
+
+def test_the_commit_is_in_the_lineage(workspace: Path) -> None:
+    def git(*words: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        arguments = ["git", "-C", str(workspace), *identity, *words]
+        return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    write(workspace / "code.py", b"1")
+    git("add", "code.py", "dvc.lock")
+    git("commit", "-qm", "x")
+    write(workspace / "dvc.lock", (workspace / "dvc.lock").read_bytes() + b"\n")
+    publish_workspace(workspace, "releases", "digits")
+    assert manifest(workspace)["lineage"]["git_commit"] == git("rev-parse", "HEAD")
+    write(workspace / "code.py", b"2")
+    publish_workspace(workspace, "elsewhere", "digits")
+    (path,) = workspace.glob("elsewhere/digits/*/manifest.json")
+    assert json.loads(path.read_bytes())["lineage"]["git_commit"] == git("rev-parse", "HEAD") + "-dirty"
+
+
+def test_without_git_there_is_no_commit(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_DIR", str(workspace / "nowhere"))
+    publish_workspace(workspace, "releases", "digits")
+    assert manifest(workspace)["lineage"]["git_commit"] is None
