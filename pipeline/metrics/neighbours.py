@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
+from torch import Tensor
 
-_CHUNK_ELEMENTS = 20_000_000  # of one block of distances, float32: 80 MB
+_BLOCK_ROWS = 4096  # of pairs that are compared at once, on both sides
+_BLOCK_ELEMENTS = 20_000_000  # and no more than these, float32: 80 MB
 
 
 def nearest(images: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -16,20 +20,30 @@ def nearest(images: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.
     """
     if len(references) == 0 or images.shape[1:] != references.shape[1:]:
         raise ValueError(f"references are {references.shape}; needed at least 1 of the shape {images.shape[1:]}")
-    ours, theirs = _flat(images), _flat(references)
-    half_squares = theirs.square().sum(dim=1) / 2
-    rows = max(1, _CHUNK_ELEMENTS // len(theirs))
-    best = [torch.addmm(half_squares, part, theirs.T, alpha=-1).argmin(dim=1) for part in torch.split(ours, rows)]
-    index: np.ndarray = torch.cat(best).numpy() if best else np.zeros(0, np.int64)
-    distance = np.empty(len(images), np.float32)
-    for start in range(0, len(images), 1000):  # the differences themselves: a copy is at exactly 0
-        part = slice(start, start + 1000)
-        difference = images[part].astype(np.float32) - references[index[part]]
+    rows = max(1, min(_BLOCK_ROWS, _BLOCK_ELEMENTS // math.prod(images.shape[1:])))
+    distance, index = np.empty(len(images), np.float32), np.empty(len(images), np.int64)
+    for start in range(0, len(images), rows):
+        part = slice(start, start + rows)
+        index[part] = found = _nearest_rows(_flat(images[part]), references, rows)
+        difference = images[part].astype(np.float32) - references[found]  # itself, so that a copy is at exactly 0
         distance[part] = np.sqrt(np.square(difference).mean(axis=(1, 2, 3), dtype=np.float64))
     return distance, index
 
 
-def _flat(images: np.ndarray) -> torch.Tensor:
+def _nearest_rows(ours: Tensor, references: np.ndarray, rows: int) -> np.ndarray:
+    """The index of the nearest reference to each row of `ours`, by |theirs|²/2 - ours·theirs."""
+    least, index = torch.full((len(ours),), torch.inf), torch.zeros(len(ours), dtype=torch.int64)
+    for start in range(0, len(references), rows):
+        theirs = _flat(references[start : start + rows])
+        scores = torch.addmm(theirs.square().sum(dim=1) / 2, ours, theirs.T, alpha=-1)
+        least_here, at = scores.min(dim=1)
+        index = torch.where(least_here < least, at + start, index)
+        least = torch.minimum(least, least_here)
+    found: np.ndarray = index.numpy()
+    return found
+
+
+def _flat(images: np.ndarray) -> Tensor:
     """Rows around zero, so that float32 holds the differences of squares."""
     return torch.from_numpy(np.array(images)).flatten(start_dim=1).float() - 127.5
 

@@ -96,12 +96,12 @@ def shares(path: Path, names: Sequence[str], values: np.ndarray, *, title: str, 
     save_figure(figure, path)
 
 
-def distances(path: Path, generated: np.ndarray, held_out: np.ndarray) -> None:
-    """How far from their nearest training image the generated and the held-out real images are."""
+def distances(path: Path, synthetic: np.ndarray, held_out: np.ndarray) -> None:
+    """How far from their nearest training image the synthetic and the held-out real images are."""
     figure = new_figure(7.2, 3.6)
     axes = figure.subplots()
-    edges = np.linspace(0, np.quantile(np.concatenate([generated, held_out]), 0.999), 41).tolist()
-    for values, name, colour in ((held_out, "held-out real", REAL), (generated, "generated", SYNTHETIC)):
+    edges = np.linspace(0, np.quantile(np.concatenate([synthetic, held_out]), 0.999), 41).tolist()
+    for values, name, colour in ((held_out, "held-out real", REAL), (synthetic, "synthetic", SYNTHETIC)):
         weights = np.full(len(values), 100 / len(values))
         axes.hist(values, edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.25)
         axes.hist(values, edges, weights=weights, histtype="step", color=colour, linewidth=1.8, label=name)

@@ -89,40 +89,50 @@ def evaluate(
     """Measure `generated` against the real images, and `untrained` samples of the same generator where given.
 
     Fidelity is to the held-out images, which neither the generator nor the extractor has seen: towards the training
-    images both lean, so that a set could score better than real images do. Its floor puts training images, as many,
-    in the place of the generated ones. Raises UserError when there are too few images.
+    images both lean, so that a set could score better than real images do. It takes as many generated images as there
+    are held-out ones, at most max_images. Its floor puts as many training images in their place, and is left out when
+    there are not so many. Raises UserError when there are too few images.
     """
-    k = len(classes)
+    k, seed = len(classes), params.seed
     judged = judges.probabilities(generated.images).argmax(axis=1)
     conditional = bool(generated.labels.min() >= 0)
     labels = generated.labels if conditional else judged
     agreement = modes.agreement(generated.labels, judged, k) if conditional else np.full(k, np.nan)
-    spread = modes.pixel_spread(generated.images, labels, k) / modes.pixel_spread(train.images, train.labels, k)
+    spread, real_spread = (
+        modes.pixel_spread(images, theirs, k)
+        for images, theirs in ((generated.images, labels), (train.images, train.labels))
+    )
+    spread = np.divide(spread, real_spread, out=np.full(k, np.nan), where=real_spread > 0)
     nearest = neighbours.nearest(generated.images, train.images)
     nearest_of_held_out = neighbours.nearest(held_out.images, train.images)
 
-    real = held_out.draw(params.max_images, params.seed)
-    count = min(len(generated.images), len(train.images), params.max_images)
-    reference, features, floor = (
-        embed(judges.extractor, side.images)
-        for side in (real, generated.draw(count, params.seed), train.draw(count, params.seed))
-    )
+    real = held_out.draw(params.max_images, seed)
+    reference = embed(judges.extractor, real.images)
+    count = min(len(generated.images), len(real.images))
+    features = embed(judges.extractor, generated.draw(count, seed).images)
     metrics: dict[str, Any] = {
         "images": len(generated.images),
-        "fidelity": fidelity.fidelity(features, reference, seed=params.seed),
-        "floor": fidelity.fidelity(floor, reference, seed=params.seed),
+        "fidelity": fidelity.fidelity(features, reference, seed=seed),
     }
+    if len(train.images) >= count:
+        floor = embed(judges.extractor, train.draw(count, seed).images)
+        metrics["floor"] = fidelity.fidelity(floor, reference, seed=seed)
     if untrained:
-        drawn = embed(judges.extractor, untrained.draw(count, params.seed).images)
-        metrics["untrained"] = {"fid": fidelity.frechet_distance(drawn, reference)}
+        features = embed(judges.extractor, untrained.draw(count, seed).images)
+        metrics["untrained"] = {"fid": fidelity.frechet_distance(features, reference)}
     if conditional:
         mean = float((judged == generated.labels).mean())
         metrics["agreement"] = {"mean": mean, "worst_class": float(np.nanmin(agreement))}
     right = judges.probabilities(held_out.images).argmax(axis=1) == held_out.labels
     metrics["judges"] = {"held_out_accuracy": float(right.mean())}
-    metrics["modes"] = modes.balance(judged, train.labels, k) | {"pixel_spread": float(np.nanmean(spread))}
+    metrics["modes"] = modes.balance(judged, train.labels, k)
+    if np.isfinite(spread).any():
+        metrics["modes"]["pixel_spread"] = float(np.nanmean(spread))
     metrics["memorization"] = neighbours.memorization(nearest[0], nearest_of_held_out[0])
-    metrics["protocol"] = _protocol(generated, train, held_out, count, len(reference), judges, params)
+    metrics["protocol"] = [
+        {"measures": [name for name in names if name in metrics], **entry}
+        for names, entry in _protocol(generated, train, held_out, count, len(reference), judges, seed)
+    ]
     rows = zip(
         classes, np.bincount(labels, minlength=k), np.bincount(judged, minlength=k), agreement, spread, strict=True
     )
@@ -140,41 +150,47 @@ def evaluate(
 
 
 def _protocol(
-    generated: Images, train: Images, held_out: Images, count: int, reference: int, judges: Judges, params: Params
-) -> list[dict[str, Any]]:
-    """What each block of metrics was measured on and with; a list, which the tables of `dvc metrics` pass over."""
+    generated: Images, train: Images, held_out: Images, count: int, reference: int, judges: Judges, seed: int
+) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+    """What blocks of metrics were measured on and with; a list, which the tables of `dvc metrics` pass over."""
     classifiers = judges.about["classifiers"]
     subset = fidelity.kid_subset_size(count, reference)
     return [
-        {
-            "measures": ["fidelity", "floor", "untrained"],
-            "generated": f"{count} of {len(generated.images)} {generated.description}",
-            "real": f"{reference} of {len(held_out.images)} {held_out.description}",
-            "floor": f"{count} of {len(train.images)} {train.description}",
-            "extractor": f"in-domain residual network, pooled features, {judges.extractor.dimensions} dimensions",
-            "extractor_sha256": classifiers[EXTRACTOR]["sha256"],
-            "quantization": "uint8",
-            "kid": f"mean of {fidelity.KID_SUBSETS} subsets of {subset}, cubic kernel",
-            "precision_recall": f"{fidelity.NEIGHBOURS} nearest neighbours",
-            "density_coverage": f"{fidelity.COVERAGE_NEIGHBOURS} nearest neighbours",
-            "seed": params.seed,
-            "library": f"torch-fidelity {version('torch-fidelity')}, torch {version('torch')}",
-        },
-        {
-            "measures": ["agreement", "judges", "modes"],
-            "generated": f"{len(generated.images)} {generated.description}",
-            "real": f"{len(held_out.images)} {held_out.description}",
-            "modes_against": f"{len(train.images)} {train.description}",
-            "judges": "mean probabilities of networks that trained, filtered and selected nothing",
-            "judges_sha256": [classifiers[file]["sha256"] for file in JUDGES],
-        },
-        {
-            "measures": ["memorization"],
-            "generated": f"{len(generated.images)} {generated.description}",
-            "real": f"nearest of {len(train.images)} {train.description}",
-            "expected": f"the same of {len(held_out.images)} {held_out.description}",
-            "distance": "root mean square over pixels and channels, levels 0 to 255",
-        },
+        (
+            ("fidelity", "floor", "untrained"),
+            {
+                "generated": f"{count} of {len(generated.images)} {generated.description}",
+                "real": f"{reference} of {len(held_out.images)} {held_out.description}",
+                "floor": f"{count} of {len(train.images)} {train.description}",
+                "extractor": f"in-domain residual network, pooled features, {judges.extractor.dimensions} dimensions",
+                "extractor_sha256": classifiers[EXTRACTOR]["sha256"],
+                "quantization": "uint8",
+                "kid": f"mean of {fidelity.KID_SUBSETS} subsets of {subset}, cubic kernel",
+                "precision_recall": f"{fidelity.NEIGHBOURS} nearest neighbours",
+                "density_coverage": f"{fidelity.COVERAGE_NEIGHBOURS} nearest neighbours",
+                "seed": seed,
+                "library": f"torch-fidelity {version('torch-fidelity')}, torch {version('torch')}",
+            },
+        ),
+        (
+            ("agreement", "judges", "modes"),
+            {
+                "generated": f"{len(generated.images)} {generated.description}",
+                "real": f"{len(held_out.images)} {held_out.description}",
+                "modes_against": f"{len(train.images)} {train.description}",
+                "judges": "mean probabilities of networks that trained, filtered and selected nothing",
+                "judges_sha256": [classifiers[file]["sha256"] for file in JUDGES],
+            },
+        ),
+        (
+            ("memorization",),
+            {
+                "generated": f"{len(generated.images)} {generated.description}",
+                "real": f"nearest of {len(train.images)} {train.description}",
+                "expected": f"the same of {len(held_out.images)} {held_out.description}",
+                "distance": "root mean square over pixels and channels, levels 0 to 255",
+            },
+        ),
     ]
 
 
@@ -280,4 +296,4 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)  # NaN

@@ -77,12 +77,11 @@ def run(document: Document) -> None:
     params = read_params(document)
     torch.set_num_threads(params.threads)
     real = ImageSet.open(paths.REAL / paths.IMAGESET)
+    (images, labels), (held_out, truth) = real.arrays("train"), real.arrays("validation")
     for name, count in zip(real.classes, real.counts["train"], strict=True):
         if count == 0:
             raise UserError(f"{real.root}: the training split has no image of class '{name}'; needed at least 1")
-    images, labels = real.arrays("train")
     trained = train_all(images, labels, classes=len(real.classes), params=params)
-    held_out, truth = real.arrays("validation")
     right = {file: predict(classifier, held_out).argmax(axis=1) == truth for file, (classifier, _) in trained.items()}
     with atomic_folder(paths.FEATURES) as folder:
         about = {

@@ -43,10 +43,10 @@ def test_black_is_as_far_from_white_as_can_be() -> None:
     assert nearest(black, white)[0] == [255]
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     images, others = noise(50, (1, 5, 5), 1), noise(40, (1, 5, 5), 2)
     whole = nearest(images, others)
-    monkeypatch.setattr("pipeline.metrics.neighbours._CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr("pipeline.metrics.neighbours._BLOCK_ROWS", 7)
     for before, after in zip(whole, nearest(images, others), strict=True):
         np.testing.assert_array_equal(before, after)
 

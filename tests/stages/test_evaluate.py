@@ -109,7 +109,7 @@ def test_new_images_of_the_same_kind_measure_as_real_ones_do(judges: Judges) -> 
     assert metrics["modes"]["classes_covered"] == 3
     assert metrics["modes"]["kl_from_real"] == pytest.approx(0)
     assert metrics["modes"]["pixel_spread"] == pytest.approx(1, abs=0.05)
-    assert metrics["fidelity"]["fid"] < 2 * metrics["floor"]["fid"]
+    assert metrics["fidelity"]["fid"] < 5 * metrics["floor"]["fid"]
     assert metrics["fidelity"]["precision"] > 0.7
     assert metrics["memorization"]["nearer_than_median"] == pytest.approx(0.5, abs=0.15)
     assert metrics["memorization"]["copies"] == 0
@@ -138,6 +138,19 @@ def test_training_images_themselves_measure_as_the_floor(judges: Judges) -> None
     """The floor is what a perfect copyist would reach: no generator can seem better by leaning to its training set."""
     metrics = measure(TRAIN, judges).metrics
     assert metrics["fidelity"] == metrics["floor"]
+
+
+def test_without_as_many_training_images_there_is_no_floor(judges: Judges) -> None:
+    few = TRAIN.draw(60, seed=0)
+    metrics = evaluate(bars_of(300, 4), few, HELD_OUT, classes=CLASSES, judges=judges, params=PARAMS).metrics
+    assert "floor" not in metrics
+    assert metrics["protocol"][0]["measures"] == ["fidelity"]
+
+
+def test_a_class_of_one_training_image_has_no_spread_to_compare_with(judges: Judges) -> None:
+    one = Images(images=TRAIN.images[:3], labels=TRAIN.labels[:3], description="one bar of each")
+    found = evaluate(bars_of(300, 4), one, HELD_OUT, classes=CLASSES, judges=judges, params=PARAMS)
+    assert "pixel_spread" not in found.metrics["modes"]
 
 
 def test_a_wrong_label_is_a_disagreement_of_its_class(judges: Judges) -> None:
@@ -176,8 +189,8 @@ def test_without_asked_for_labels_there_is_no_agreement(judges: Judges) -> None:
 
 def test_both_sides_of_the_floor_have_equal_counts_and_the_protocol_says_so(judges: Judges) -> None:
     protocol = {entry["measures"][0]: entry for entry in measure(bars_of(1000, 4), judges).metrics["protocol"]}
-    assert protocol["fidelity"]["generated"] == "240 of 1000 bars"
-    assert protocol["fidelity"]["floor"] == "240 of 240 bars"
+    assert protocol["fidelity"]["generated"] == "150 of 1000 bars"
+    assert protocol["fidelity"]["floor"] == "150 of 240 bars"
     assert protocol["fidelity"]["real"] == "150 of 150 bars"
 
 
