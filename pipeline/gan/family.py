@@ -38,17 +38,17 @@ class Config:
     ema_ramp: float = 0.05  # while young, its half-life is this share of the images seen
 
     def __post_init__(self) -> None:
-        if not 0 < self.learning_rate <= 1:
-            raise ValueError(f"learning_rate is {self.learning_rate}; needed above 0, at most 1")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; needed at least 0, below 1")
-        if not 0 <= self.fall_from < 1:
-            raise ValueError(f"fall_from is {self.fall_from}; needed at least 0, below 1")
-        if self.ema_halflife_images < 0:
-            raise ValueError(f"ema_halflife_images is {self.ema_halflife_images}; needed at least 0")
-        if self.ema_ramp <= 0:
-            raise ValueError(f"ema_ramp is {self.ema_ramp}; needed above 0")
+        at_least(self, learning_rate=1e-9, beta1=0, beta2=0, fall_from=0, ema_halflife_images=0, ema_ramp=1e-9)
+        for name in ("beta1", "beta2", "fall_from"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; needed below 1")
+
+
+def at_least(config: Config, **bounds: float) -> None:
+    """Raise ValueError, beginning with its name, for a setting below its bound."""
+    for name, least in bounds.items():
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} is {getattr(config, name)}; needed at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +88,14 @@ class Family(nn.Module):
         """
 
     def optimizer(self, player: str) -> torch.optim.Optimizer:
-        """The optimizer of one player; its learning rate is set before each step."""
-        parameters = self.get_submodule(player).parameters()
-        config = self.config
-        return torch.optim.Adam(parameters, config.learning_rate, (config.beta1, config.beta2), fused=True)
+        """The optimizer of one player."""
+        betas = self.config.beta1, self.config.beta2
+        return torch.optim.Adam(self.get_submodule(player).parameters(), betas=betas, fused=True)
 
-    def learning_rate(self, progress: Progress) -> float:
-        """The learning rate of every player in this step."""
+    def hyperparameters(self, player: str, progress: Progress) -> dict[str, Any]:
+        """What the player's optimizer is set to for this step."""
         fall = schedules.linear_fall(progress.images_seen, progress.total_images, self.config.fall_from)
-        return self.config.learning_rate * fall
+        return {"lr": self.config.learning_rate * fall}
 
 
 class FamilyModule(Protocol):

@@ -90,14 +90,15 @@ class Model:
         try:
             described = json.loads(files[DESCRIPTION])
             family = load_family(described["family"])
-            described["config"] = config = family.Config(**described["config"])
+            settings = {name: tuple(v) if isinstance(v, list) else v for name, v in described["config"].items()}
+            described["config"] = config = family.Config(**settings)
             described["classes"] = classes = tuple(described["classes"])
             spec = ImageSpec(channels=described["channels"], image_size=described["image_size"], classes=len(classes))
             generator = family.Generator(config, spec)
             generator.load_state_dict(safetensors.torch.load(files[WEIGHTS]))
             model = cls(**described, generator=generator.eval().requires_grad_(False))
         except Exception as error:
-            raise UserError(f"{root}: is not a model that can be read: {error}") from None
+            raise UserError(f"{root}: is not a whole model: {' '.join(str(error).split())}") from None
         return model
 
     def sample(self, *, seed: int, start: int, count: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from pipeline.gan.family import Family, Generator, Progress
 
 CURVE_ROWS = 200  # of a whole run
 _UNSETTLED = 1024  # numbers that may wait on the device before they are looked at
-_CHECKPOINT_SHARE = 0.01  # of the time goes into checkpoints
+_CHECKPOINT_SHARE = 0.02  # of the time goes into checkpoints
 
 
 class Judge(Protocol):
@@ -36,7 +36,7 @@ class Snapshot(NamedTuple):
 
 
 class DivergedError(Exception):
-    """A loss is no longer a number."""
+    """A loss or a weight is no longer a finite number."""
 
 
 class Trainer:
@@ -55,8 +55,7 @@ class Trainer:
         self.best: dict[str, Tensor] = {}  # the weights with the lowest score
         self._sums: dict[str, list[float]] = {}  # name → sum and count since the last row of the curves
         self._unsettled: list[tuple[int, str, Tensor]] = []  # step, name, value; still on the device
-        live = dict(_floating(family.generator))
-        self._averaged = [(averaged, live[name]) for name, averaged in _floating(self.average)]
+        self._live, self._averaged = _floating(family.generator), _floating(self.average)
 
     @property
     def images_seen(self) -> int:
@@ -89,11 +88,10 @@ class Trainer:
 
     def _step(self) -> None:
         progress = Progress(step=self.steps, images_seen=self.images_seen, total_images=self.total_images)
-        rate = self.family.learning_rate(progress)
         for player, loss in self.family.losses(self.batches.at(self.steps), progress):
             optimizer = self.optimizers[player]
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group.update(self.family.hyperparameters(player, progress))
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss, inputs=self.parameters[player])  # no gradient leaks into the opponent
             optimizer.step()
@@ -108,8 +106,7 @@ class Trainer:
         decay = schedules.ema_decay(
             self.images_seen, self.batches.batch_size, config.ema_halflife_images, config.ema_ramp
         )
-        averaged, live = zip(*self._averaged, strict=True)
-        torch._foreach_lerp_(averaged, live, 1 - decay)
+        torch._foreach_lerp_(list(self._averaged.values()), list(self._live.values()), 1 - decay)
 
     def _settle(self) -> None:
         """Bring the numbers of the last steps to the host in one transfer, and look at them."""
@@ -140,6 +137,9 @@ class Trainer:
     def state(self) -> Tree:
         """All that a checkpoint must hold. Raises DivergedError rather than hand out a broken state."""
         self._settle()
+        for name, weights in _floating(self.family).items():
+            if not weights.isfinite().all():
+                raise DivergedError(f"{name} is not finite after step {self.steps - 1:,}")
         return {
             "steps": self.steps,
             "family": self.family.state_dict(),
@@ -168,10 +168,10 @@ class Trainer:
 
 def run(
     trainer: Trainer, checkpoints: Checkpoints, *, report: Callable[[int, str], None], stopping: Callable[[], bool]
-) -> bool:
-    """Train to the end, or until `stopping()`; either way the state is safe. Returns whether it reached the end.
+) -> None:
+    """Train to the end, or until `stopping()`; then the last checkpoint is of that very moment.
 
-    A checkpoint is written whenever it costs no more than a hundredth of the time since the last one: the machine
+    A checkpoint is written whenever it costs no more than a fiftieth of the time since the last one: the machine
     decides how often. Raises FailedError on divergence.
     """
     written, cost = time.monotonic(), 0.0
@@ -185,14 +185,13 @@ def run(
                 written = time.monotonic()
                 cost = written - now
             if stop:
-                return False
+                return
     except DivergedError as error:
         good = f"{checkpoints.images_seen:,} images" if checkpoints.images_seen is not None else "none"
         raise FailedError(
             f"training diverged: {error} ({trainer.images_seen:,} images); last good checkpoint: {good}; "
             "a lower learning_rate or a stronger penalty may hold it"
         ) from None
-    return True
 
 
 def _note(trainer: Trainer) -> str:
@@ -201,8 +200,8 @@ def _note(trainer: Trainer) -> str:
     return ", ".join(f"{name} {value:.2f}" for name, value in trainer.curves[-1].items() if name.endswith("_loss"))
 
 
-def _floating(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(name, tensor) for name, tensor in module.state_dict().items() if tensor.is_floating_point()]
+def _floating(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
 
 
 def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.gan import family, objectives, penalties
 from pipeline.gan.batches import Batch
-from pipeline.gan.family import ImageSpec, Progress
+from pipeline.gan.family import ImageSpec, Progress, at_least
 from pipeline.gan.layers import LabelJoin, NoiseGenerator, ProjectionScore
 
 
@@ -30,6 +30,10 @@ class Config(family.Config):
     width: int = 256  # of the two hidden layers of each network
     r1_gamma: float = 0.1
     r1_every: int = 4  # steps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, latent_size=1, embedding_size=1, width=1, r1_gamma=0, r1_every=1)
 
 
 class Generator(NoiseGenerator):
@@ -88,9 +92,9 @@ class Family(family.Family):
         both = torch.cat([real.images, fakes.detach()])
         real_scores, fake_scores = self.discriminator(both, real.labels.repeat(2)).chunk(2)
         loss = self.objective.discriminator(real_scores, fake_scores)
-        if weight := penalties.lazy(progress.step, config.r1_every):
+        if weight := config.r1_gamma * penalties.lazy(progress.step, config.r1_every):
             penalty = penalties.r1(lambda images: self.discriminator(images, real.labels), real.images)
-            loss = loss + config.r1_gamma * weight * penalty
+            loss = loss + weight * penalty
         progress.charts["real_accuracy"] = (real_scores > 0).float().mean()
         progress.charts["fake_accuracy"] = (fake_scores < 0).float().mean()
         yield "discriminator", loss

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.gan import family, objectives, penalties
 from pipeline.gan.batches import Batch
 from pipeline.gan.diffaugment import Policy, augment
-from pipeline.gan.family import ImageSpec, Progress
+from pipeline.gan.family import ImageSpec, Progress, at_least
 from pipeline.gan.layers import LabelJoin, NoiseGenerator, ProjectionScore
 
 
@@ -35,6 +35,10 @@ class Config(family.Config):
     r1_every: int = 16  # steps
     augment: tuple[Policy, ...] = ()  # DiffAugment: color, translation, cutout
     precision: Literal["bfloat16", "float32"] = "bfloat16"  # of convolutions while training
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, latent_size=1, embedding_size=1, width=1, r1_gamma=0, r1_every=1)
 
 
 def _channels(config: Config, spec: ImageSpec) -> list[int]:
@@ -112,9 +116,9 @@ class Family(family.Family):
             real_scores = self.discriminator(images, real.labels)
             fake_scores = self.discriminator(fakes.detach(), real.labels)
         loss = self.objective.discriminator(real_scores, fake_scores)
-        if config.r1_gamma and (weight := penalties.lazy(progress.step, config.r1_every)):
+        if weight := config.r1_gamma * penalties.lazy(progress.step, config.r1_every):
             penalty = penalties.r1(lambda images: self.discriminator(images, real.labels), images)
-            loss = loss + config.r1_gamma * weight * penalty
+            loss = loss + weight * penalty
         progress.charts["real_accuracy"] = (real_scores > 0).float().mean()
         progress.charts["fake_accuracy"] = (fake_scores < 0).float().mean()
         yield "discriminator", loss
