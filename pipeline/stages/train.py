@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline import paths
@@ -24,11 +25,12 @@ from pipeline.errors import FailedError, ForgelineError, UserError
 from pipeline.gan import training
 from pipeline.gan.batches import Batches
 from pipeline.gan.checkpoint import Checkpoints, locked
-from pipeline.gan.family import Generator, ImageSpec, load_family
+from pipeline.gan.family import Family, Generator, ImageSpec, load_family
 from pipeline.gan.model import Model
+from pipeline.gan.training import Trainer
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder, write_atomically
-from pipeline.metrics.classifier import embed
+from pipeline.metrics.classifier import Classifier, embed
 from pipeline.metrics.fidelity import frechet_distance
 from pipeline.metrics.judges import Judges
 from pipeline.params import Document
@@ -82,40 +84,10 @@ def run(document: Document) -> None:
     """Train to the end, from where a run with the same inputs was stopped, and write the outputs."""
     params, config = read_params(document)
     torch.set_num_threads(params.threads)
-    real = ImageSet.open(paths.REAL / paths.IMAGESET)
-    inputs = _inputs(params, config, real)
-    with _state_folder(inputs) as folder:
-        trainer, model = _trainer(params, config, real, grids=folder / "grids")
-        checkpoints = Checkpoints(folder / "checkpoints")
-        if (state := checkpoints.load()) is not None:
-            trainer.restore(state)
-            _say(f"goes on from the checkpoint at {trainer.images_seen:,} images")
-        started, cpu_started, first = time.monotonic(), time.process_time(), trainer.images_seen
-        line = ProgressLine("train", params.images, "images")
-        with _signals() as received:
-            finished = training.run(trainer, checkpoints, report=line.update, stopping=lambda: bool(received))
-        if not finished:
-            raise StoppedError(received[0], trainer.images_seen)
-        _write(trainer, model, folder / "grids")
-        best = trainer.best_snapshot
-        _say(
-            f"{trainer.images_seen - first:,} images in {duration(time.monotonic() - started)}, "
-            f"{time.process_time() - cpu_started:.0f} CPU-seconds; "
-            f"kept the generator of {best.images_seen:,} images, whose score is {best.score:.4g}"
-        )
-
-
-def _trainer(params: Params, config: Any, real: ImageSet, grids: Path) -> tuple[training.Trainer, Model]:
-    """The trainer at its first step, and its untrained model, which says what every snapshot has in common."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spec = ImageSpec(channels=real.channels, image_size=real.image_size, classes=len(real.classes))
-    torch.manual_seed(params.seed)
-    try:
-        family = load_family(params.family).Family(config, spec).to(device)
-    except ValueError as error:
-        raise UserError(f"{real.root}: {error}") from None
+    real = ImageSet.open(paths.REAL / paths.IMAGESET)
     extractor = Judges.load(paths.FEATURES).extractor
-    reference = embed(extractor, real.arrays("validation")[0])
+    family = _family(params, config, real).to(device)
     model = Model(
         family=params.family,
         config=config,
@@ -124,48 +96,87 @@ def _trainer(params: Params, config: Any, real: ImageSet, grids: Path) -> tuple[
         image_size=real.image_size,
         images_seen=0,
         data_fingerprint=real.fingerprint,
-        selection={
-            "metric": "Fréchet distance to the validation split in features of the in-domain extractor; lowest",
-            "samples": _SCORED,
-            "validation_images": len(reference),
-        },
+        selection={},
         generator=family.generator,
     )
-
-    def judge(generator: Generator, images_seen: int) -> float:
-        snapshot = dataclasses.replace(model, generator=generator, images_seen=images_seen)
-        write_atomically(grids / f"{images_seen:08d}.png", sample_grid(snapshot, seed=_SEED))
-        images, _ = snapshot.sample(seed=_SEED + 1, start=0, count=_SCORED)
-        return frechet_distance(embed(extractor, images), reference)
-
-    batches = Batches(*real.arrays("train"), batch_size=params.batch_size, seed=params.seed, device=device)
-    trainer = training.Trainer(
-        family, batches, images=params.images, snapshot_images=params.snapshot_images, judge=judge
-    )
-    return trainer, model
+    with _state_folder(_inputs(params, config, real)) as folder:
+        judge = Judge(model, extractor, real.arrays("validation")[0], folder / "grids")
+        batches = Batches(*real.arrays("train"), batch_size=params.batch_size, seed=params.seed, device=device)
+        trainer = Trainer(family, batches, images=params.images, snapshot_images=params.snapshot_images, judge=judge)
+        _train(trainer, Checkpoints(folder / "checkpoints"))
+        _write(trainer, judge)
 
 
-def _write(trainer: training.Trainer, model: Model, grids: Path) -> None:
+def _family(params: Params, config: Any, real: ImageSet) -> Family:
+    spec = ImageSpec(channels=real.channels, image_size=real.image_size, classes=len(real.classes))
+    torch.manual_seed(params.seed)
+    try:
+        return load_family(params.family).Family(config, spec)
+    except ValueError as error:
+        raise UserError(f"{real.root}: {error}") from None
+
+
+class Judge:
+    """Scores snapshots by their Fréchet distance to the validation split, and draws a grid of each."""
+
+    metric = "Fréchet distance to the validation split in features of the in-domain extractor"
+
+    def __init__(self, model: Model, extractor: Classifier, validation: np.ndarray, grids: Path) -> None:
+        """`model` says what all snapshots have in common; `validation` are uint8 images."""
+        self.model, self.extractor, self.grids = model, extractor, grids
+        self.reference = embed(extractor, validation)
+
+    def __call__(self, generator: Generator, images_seen: int) -> float:
+        model = dataclasses.replace(self.model, generator=generator, images_seen=images_seen)
+        write_atomically(self.grids / f"{images_seen:08d}.png", sample_grid(model, seed=_SEED))
+        images, _ = model.sample(seed=_SEED + 1, start=0, count=_SCORED)
+        return frechet_distance(embed(self.extractor, images), self.reference)
+
+
+def _train(trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """From the newest checkpoint to the end. Raises StoppedError when a signal came first, its state safe."""
+    if (state := checkpoints.load()) is not None:
+        trainer.restore(state)
+        _say(f"goes on from the checkpoint at {trainer.images_seen:,} images")
+    started, cpu_started, first = time.monotonic(), time.process_time(), trainer.images_seen
+    line = ProgressLine("train", trainer.total_images, "images")
+    with _signals() as received:
+        training.run(trainer, checkpoints, report=line.update, stopping=lambda: bool(received))
+    if not trainer.finished:
+        raise StoppedError(received[0], trainer.images_seen)
+    wall, cpu = duration(time.monotonic() - started), time.process_time() - cpu_started
+    _say(f"{trainer.images_seen - first:,} images in {wall}, {cpu:.0f} CPU-seconds")
+
+
+def _write(trainer: Trainer, judge: Judge) -> None:
     """The snapshot with the lowest score as out/model; curves and grids as out/training."""
     best = trainer.best_snapshot
     trainer.average.load_state_dict(trainer.best)
+    selection = {
+        "metric": judge.metric,
+        "score": best.score,
+        "samples": _SCORED,
+        "validation_images": len(judge.reference),
+        "snapshots": len(trainer.snapshots),
+    }
     model = dataclasses.replace(
-        model,
-        images_seen=best.images_seen,
-        selection={**model.selection, "score": best.score, "snapshots": len(trainer.snapshots)},
-        generator=trainer.average,
+        judge.model, images_seen=best.images_seen, selection=selection, generator=trainer.average
     )
     with atomic_folder(paths.MODEL) as folder:
         model.save(folder)
     with atomic_folder(paths.TRAINING) as folder:
-        shutil.copytree(grids, folder / "grids")
+        shutil.copytree(judge.grids, folder / "grids")
         (folder / "grids" / "samples.png").write_bytes(sample_grid(model, seed=_SEED))
-        snapshots = [snapshot._asdict() for snapshot in trainer.snapshots]
-        for name, rows in {"curves": trainer.curves, "snapshots": snapshots}.items():
-            with (folder / f"{name}.csv").open("w", newline="") as file:
-                table = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-                table.writeheader()
-                table.writerows(rows)
+        _write_csv(folder / "curves.csv", trainer.curves)
+        _write_csv(folder / "snapshots.csv", [snapshot._asdict() for snapshot in trainer.snapshots])
+    _say(f"kept the generator of {best.images_seen:,} images: {best.score:.4g}, {judge.metric}")
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
 
 
 def _inputs(params: Params, config: Any, real: ImageSet) -> dict[str, Any]:

@@ -1,0 +1,58 @@
+"""Batches are functions of seed and step."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pipeline.gan.batches import Batch, Batches
+from pipeline.gan.pixels import to_float, to_uint8
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 1, 4, 4), np.uint8)
+LABELS = np.arange(40)
+
+
+def _batches(seed: int = 0) -> Batches:
+    return Batches(IMAGES, LABELS, batch_size=8, seed=seed, device=torch.device("cpu"))
+
+
+def _numbers(batch: Batch) -> list[float]:
+    return [*batch.labels.tolist(), *batch.draws.normal(2).flatten().tolist(), *batch.draws.uniform().tolist()]
+
+
+def test_a_step_has_the_same_batch_and_draws_whatever_came_before() -> None:
+    walked = _batches()
+    for step in range(5):
+        _numbers(walked.at(step))
+    assert _numbers(walked.at(5)) == _numbers(_batches().at(5))
+
+
+def test_steps_and_seeds_differ() -> None:
+    drawn = {tuple(_numbers(_batches(seed).at(step))) for seed in range(3) for step in range(3)}
+    assert len(drawn) == 9
+
+
+def test_images_keep_their_labels_and_come_as_float() -> None:
+    batch = _batches().at(3)
+    assert batch.images.dtype == torch.float32
+    assert torch.equal(to_uint8(batch.images), torch.from_numpy(IMAGES[batch.labels.numpy()]))
+
+
+def test_every_image_is_drawn() -> None:
+    seen = torch.cat([_batches().at(step).labels for step in range(100)])
+    assert set(seen.tolist()) == set(range(40))
+
+
+def test_a_read_only_map_of_the_images_is_accepted() -> None:
+    frozen = IMAGES.copy()
+    frozen.flags.writeable = False
+    Batches(frozen, LABELS, batch_size=8, seed=0, device=torch.device("cpu"))
+
+
+def test_every_pixel_value_comes_back_and_what_is_outside_is_clamped() -> None:
+    values = torch.arange(256, dtype=torch.uint8)
+    floats = to_float(values)
+    assert floats.min() == -1
+    assert floats.max() == 1
+    assert torch.equal(to_uint8(floats), values)
+    assert to_uint8(torch.tensor([-1.5, 1.5, 0.0])).tolist() == [0, 255, 128]

@@ -1,0 +1,139 @@
+"""A model's folder, and samples that are fixed by (model, seed, i)."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.gan import families
+from pipeline.gan.family import ImageSpec, load_family
+from pipeline.gan.model import CHUNK, Model
+
+NAMES = [module.name for module in pkgutil.iter_modules(families.__path__)]
+
+
+def make_model(name: str = "conditional", **config: Any) -> Model:
+    torch.manual_seed(3)
+    module = load_family(name)
+    settings = module.Config(width=16, **config)
+    generator = module.Generator(settings, ImageSpec(channels=3, image_size=8, classes=3)).eval().requires_grad_(False)
+    return Model(
+        family=name,
+        config=settings,
+        classes=("ant", "bee", "ćma"),
+        channels=3,
+        image_size=8,
+        images_seen=640,
+        data_fingerprint="0" * 64,
+        selection={"metric": "made up", "score": 0.1},
+        generator=generator,
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_comes_back_with_the_same_bytes_and_samples(name: str, tmp_path: Path) -> None:
+    model = make_model(name)
+    model.save(tmp_path / "model")
+    again = Model.load(tmp_path / "model")
+    assert (again.sha256, again.config, again.classes) == (model.sha256, model.config, model.classes)
+    assert (again.images_seen, again.selection) == (model.images_seen, model.selection)
+    for one, other in zip(
+        model.sample(seed=1, start=0, count=10), again.sample(seed=1, start=0, count=10), strict=True
+    ):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sample_i_is_the_same_in_whatever_range_it_is_asked_for(name: str) -> None:
+    model = make_model(name)
+    images, labels = model.sample(seed=1, start=0, count=3 * CHUNK)
+    assert images.dtype == np.uint8
+    assert images.shape == (3 * CHUNK, 3, 8, 8)
+    assert labels.tolist() == [i % 3 for i in range(3 * CHUNK)]
+    for start, count in [(0, 1), (CHUNK - 1, 2), (CHUNK, CHUNK), (100, 250), (3 * CHUNK - 1, 1), (7, 0)]:
+        part, part_labels = model.sample(seed=1, start=start, count=count)
+        assert np.array_equal(part, images[start : start + count])
+        assert np.array_equal(part_labels, labels[start : start + count])
+
+
+def test_three_processes_make_what_one_does() -> None:
+    model = make_model()
+    whole, _ = model.sample(seed=5, start=0, count=600)
+    with multiprocessing.get_context("spawn").Pool(3) as workers:
+        parts = [
+            workers.apply_async(model.sample, kwds={"seed": 5, "start": start, "count": 200}) for start in (0, 200, 400)
+        ]
+        assert b"".join(part.get()[0].tobytes() for part in parts) == whole.tobytes()
+
+
+def test_seed_spread_and_label_all_count() -> None:
+    model = make_model()
+
+    def images(seed: int = 1, spread: float = 1.0) -> bytes:
+        return model.sample(seed=seed, start=0, count=3, spread=spread)[0].tobytes()
+
+    assert len({images(), images(seed=2), images(seed=2**40), images(spread=1.2)}) == 4
+    at_the_mean = model.sample(seed=1, start=0, count=9, spread=1e-9)[0]
+    assert np.array_equal(at_the_mean[:3], at_the_mean[3:6])  # without noise the label alone is left
+    assert not np.array_equal(at_the_mean[0], at_the_mean[1])
+
+
+def test_an_unconditional_model_knows_no_labels(tmp_path: Path) -> None:
+    model = make_model("dcgan", class_conditional=False)
+    model.save(tmp_path)
+    assert not Model.load(tmp_path).conditional
+    assert Model.load(tmp_path).sample(seed=0, start=0, count=4)[1].tolist() == [-1] * 4
+    assert make_model("dcgan").conditional
+
+
+def test_the_weights_carry_no_pickle_and_the_description_can_be_read(tmp_path: Path) -> None:
+    make_model().save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.json", "weights.safetensors"}
+    described = json.loads((tmp_path / "model.json").read_text())
+    assert described["family"] == "conditional"
+    assert described["config"]["width"] == 16
+    assert described["classes"] == ["ant", "bee", "ćma"]
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _truncate_weights(folder: Path) -> None:
+    path = folder / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def _describe_another_width(folder: Path) -> None:
+    path = folder / "model.json"
+    path.write_text(path.read_text().replace('"width": 16', '"width": 17'))
+
+
+def _describe_another_family(folder: Path) -> None:
+    path = folder / "model.json"
+    path.write_text(path.read_text().replace('"family": "conditional"', '"family": "conditionl"'))
+
+
+def _not_json(folder: Path) -> None:
+    (folder / "model.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    "damage", [_empty, _truncate_weights, _describe_another_width, _describe_another_family, _not_json]
+)
+def test_what_is_no_whole_model_is_refused_in_one_line_that_names_it(tmp_path: Path, damage: Any) -> None:
+    make_model().save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError) as refused:
+        Model.load(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path}: ")
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,207 @@
+"""The trainer, over every family: exact when resumed, deaf to the opponent, watchful."""
+
+from __future__ import annotations
+
+import math
+import pkgutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.errors import FailedError
+from pipeline.gan import families
+from pipeline.gan.batches import Batch, Batches
+from pipeline.gan.checkpoint import Checkpoints
+from pipeline.gan.family import Family, Generator, ImageSpec, Progress, load_family
+from pipeline.gan.training import DivergedError, Trainer, run
+
+NAMES = [module.name for module in pkgutil.iter_modules(families.__path__)]
+SPEC = ImageSpec(channels=1, image_size=8, classes=3)
+STEPS, BATCH = 20, 8
+
+
+def _score(generator: Generator, images_seen: int) -> float:
+    return abs(images_seen - 88.0)  # lowest neither at the first nor at the last
+
+
+def _family(name: str) -> Family:
+    torch.manual_seed(0)
+    module = load_family(name)
+    return module.Family(module.Config(width=8, ema_halflife_images=100, r1_gamma=0.5, r1_every=3), SPEC)
+
+
+def _trainer(family: Family, *, images: int = STEPS * BATCH, snapshot_images: int = 40) -> Trainer:
+    random = np.random.default_rng(0)
+    images_, labels = random.integers(0, 256, (50, 1, 8, 8), np.uint8), random.integers(0, 3, 50)
+    batches = Batches(images_, labels, batch_size=BATCH, seed=1, device=torch.device("cpu"))
+    return Trainer(family, batches, images=images, snapshot_images=snapshot_images, judge=_score)
+
+
+def _tensors(tree: object) -> Iterator[object]:
+    """The leaves of a state in order, tensors as bytes."""
+    match tree:
+        case dict():
+            for key in tree:
+                yield key
+                yield from _tensors(tree[key])
+        case list() | tuple():
+            for value in tree:
+                yield from _tensors(value)
+        case Tensor():
+            yield tree.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        case _:
+            yield tree
+
+
+def _states_equal(one: Trainer, other: Trainer) -> bool:
+    return list(_tensors(one.state())) == list(_tensors(other.state()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resumed_equals_uninterrupted_bit_for_bit(name: str, tmp_path: Path) -> None:
+    whole = _trainer(_family(name))
+    while not whole.finished:
+        whole.advance()
+
+    begun = _trainer(_family(name))
+    for _ in range(7):
+        begun.advance()
+    Checkpoints(tmp_path).save(begun.images_seen, begun.state())
+    resumed = _trainer(_family(name))
+    resumed.restore(Checkpoints(tmp_path).load())
+    assert _states_equal(begun, resumed)
+    while not resumed.finished:
+        resumed.advance()
+    assert _states_equal(whole, resumed)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_player_learns(name: str) -> None:
+    trainer = _trainer(_family(name))
+    before = {player: [p.clone() for p in parameters] for player, parameters in trainer.parameters.items()}
+    for _ in range(STEPS):
+        trainer.advance()
+    for player, parameters in trainer.parameters.items():
+        assert not any(torch.equal(old, new) for old, new in zip(before[player], parameters, strict=True)), player
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_learning_rate_falls_to_zero_by_the_end(name: str) -> None:
+    trainer = _trainer(_family(name))
+    while not trainer.finished:
+        trainer.advance()
+    rates = [group["lr"] for optimizer in trainer.optimizers.values() for group in optimizer.param_groups]
+    share_left = BATCH / (STEPS * BATCH) / (1 - trainer.family.config.fall_from)
+    assert rates == pytest.approx([trainer.family.config.learning_rate * share_left] * len(rates))
+
+
+def test_the_average_is_the_formula() -> None:
+    family = _family("conditional")
+    trainer = _trainer(family)
+    expected = [p.clone() for p in family.generator.parameters()]
+    for step in range(6):
+        trainer.advance()
+        halflife = min(100, step * BATCH * family.config.ema_ramp)
+        decay = 0.5 ** (BATCH / halflife) if halflife else 0.0
+        expected = [decay * e + (1 - decay) * p for e, p in zip(expected, family.generator.parameters(), strict=True)]
+    for averaged, formula in zip(trainer.average.parameters(), expected, strict=True):
+        torch.testing.assert_close(averaged, formula)
+
+
+class _One(Generator):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(1.0))
+
+
+class _Scripted(Family):
+    """Two players of one weight each; every loss depends on both weights and has a value that the test decides."""
+
+    def __init__(self, value: Callable[[int, str], float], players: tuple[str, ...] = ("discriminator", "generator")):
+        super().__init__()
+        self.config = load_family("conditional").Config()
+        self.generator, self.discriminator = _One(), _One()
+        self.value, self.players = value, players
+
+    def losses(self, real: Batch, progress: Progress) -> Iterator[tuple[str, Tensor]]:
+        for player in self.players:
+            both = self.generator.weight * self.discriminator.weight
+            yield player, both - both.detach() + self.value(progress.step, player)
+
+
+@pytest.mark.parametrize("player", ["generator", "discriminator"])
+def test_a_loss_moves_its_own_player_only(player: str) -> None:
+    family = _Scripted(lambda step, player: 1.0, players=(player,))
+    _trainer(family).advance()
+    for name, parameter in family.named_parameters():
+        assert (parameter.item() != 1.0) == (parameter.grad is not None) == name.startswith(player)
+
+
+def test_curves_are_means_over_the_steps_since_the_last_row() -> None:
+    trainer = _trainer(_Scripted(lambda step, player: step if player == "generator" else 0.0), images=BATCH * 1000)
+    while not trainer.finished:
+        trainer.advance()
+    assert [row["images_seen"] for row in trainer.curves] == [BATCH * 5 * (row + 1) for row in range(200)]
+    assert [row["generator_loss"] for row in trainer.curves] == [5 * row + 2 for row in range(200)]
+    assert {row["discriminator_loss"] for row in trainer.curves} == {0}
+
+
+def test_the_lowest_score_is_kept_with_its_weights() -> None:
+    trainer = _trainer(_family("conditional"), snapshot_images=8)
+    weights = {}
+    while not trainer.finished:
+        trainer.advance()
+        weights[trainer.images_seen] = {name: t.clone() for name, t in trainer.average.state_dict().items()}
+    assert [snapshot.images_seen for snapshot in trainer.snapshots] == [8 * step for step in range(STEPS + 1)]
+    best = trainer.best_snapshot
+    assert best == (88, 0.0)
+    assert all(torch.equal(trainer.best[name], weights[best.images_seen][name]) for name in trainer.best)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_divergence_names_step_player_and_last_good_checkpoint(value: float, tmp_path: Path) -> None:
+    def loss_of(step: int, player: str) -> float:
+        return value if step >= 12 and player == "generator" else 1.0
+
+    checkpoints = Checkpoints(tmp_path)
+    trainer = _trainer(_Scripted(loss_of))
+    with pytest.raises(FailedError) as failed:
+        run(trainer, checkpoints, report=lambda images_seen, note: None, stopping=lambda: False)
+    assert f"generator_loss is {value} in step 12 " in str(failed.value)
+    assert f"last good checkpoint: {checkpoints.images_seen:,} images" in str(failed.value)
+    state = checkpoints.load()
+    assert state["steps"] <= 12
+    assert all(math.isfinite(value.item()) for value in state["family"].values())
+
+
+def test_a_broken_weight_is_never_written(tmp_path: Path) -> None:
+    trainer = _trainer(_family("conditional"))
+    trainer.advance()
+    next(trainer.family.discriminator.parameters()).data[0] = math.nan  # type: ignore[union-attr]
+    with pytest.raises(DivergedError, match=r"^discriminator\.\S+ is not finite after step 0$"):
+        trainer.state()
+
+
+def test_told_to_stop_it_leaves_a_checkpoint_of_that_very_moment(tmp_path: Path) -> None:
+    trainer = _trainer(_family("conditional"))
+    run(
+        trainer,
+        Checkpoints(tmp_path),
+        report=lambda images_seen, note: None,
+        stopping=lambda: trainer.images_seen >= 5 * BATCH,
+    )
+    assert not trainer.finished
+    assert Checkpoints(tmp_path).load()["steps"] == 5
+
+
+def test_progress_is_reported_at_every_step_with_the_losses(tmp_path: Path) -> None:
+    said: list[tuple[int, str]] = []
+    trainer = _trainer(_family("conditional"))
+    run(trainer, Checkpoints(tmp_path), report=lambda *what: said.append(what), stopping=lambda: False)
+    assert [images_seen for images_seen, _ in said] == [BATCH * (step + 1) for step in range(STEPS)]
+    assert "discriminator_loss" in said[-1][1]
+    assert "generator_loss" in said[-1][1]
