@@ -81,7 +81,7 @@ def run_stage(stage: str, workspace: Path, title: str) -> StageRun | State[Any]:
     return Completed(name="Skipped", message=message, data=run)
 
 
-@task(name="publish", cache_policy=NO_CACHE)
+@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE)
 def publish(workspace: Path, url: str | None) -> Published | State[Any] | None:
     """Publish the synthetic set, where a URL is given; ends as Skipped when this very set is published already."""
     say = _teller()

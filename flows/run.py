@@ -34,7 +34,10 @@ def run(workspace: Path, publish_url: str | None = None) -> Result:
         if not url:
             started = stack.enter_context(temporary_server())
         elif not prefect_answers(url):
-            raise FailedError(f"PREFECT_API_URL: nobody answers at {url}; 'prefect server start' starts a server")
+            raise FailedError(
+                f"PREFECT_API_URL: nobody answers at {url}; 'prefect server start' starts a server, without "
+                "PREFECT_API_URL a run has one of its own"
+            )
 
         # While the server starts: what takes seconds to import, and every mistake that can be told beforehand.
         read_all_params(workspace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -57,3 +58,5 @@ def prefect_server(prefect_home: Path) -> Iterator[str]:
 
         with temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: prefect_home}):
             yield url
+            for handler in logging.getLogger("prefect.flow_runs").handlers:
+                handler.flush()

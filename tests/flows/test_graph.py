@@ -57,7 +57,10 @@ def test_what_is_no_repository_is_told_with_its_mend(workspace: Workspace, missi
     [
         ("  a: {cmd: x, typo: 1}\n", "validation failed"),
         ("  a: {cmd: '${nothing}'}\n", "Could not find 'nothing'"),
-        ("  a: {cmd: x, deps: [b], outs: [a]}\n  b: {cmd: x, deps: [a], outs: [b]}\n", "both a dependency and an output in stages: "),
+        (
+            "  a: {cmd: x, deps: [b], outs: [a]}\n  b: {cmd: x, deps: [a], outs: [b]}\n",
+            "both a dependency and an output in stages: ",
+        ),
     ],
 )
 def test_a_dvc_yaml_that_is_not_valid_is_refused(workspace: Workspace, stages: str, sentence: str) -> None:

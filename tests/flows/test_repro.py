@@ -62,7 +62,6 @@ def test_lines_are_told_while_the_stage_still_runs_and_none_of_dvcs_own(stage: W
     ("script", "kind", "sentence"),
     [
         ("echo forgeline: params.yaml: odd >&2; exit 2", UserError, "stage 'one': params.yaml: odd"),
-        ("echo forgeline: disk is full >&2; exit 1", FailedError, "stage 'one': disk is full"),
         ("exit 3", FailedError, "stage 'one': ended with status 3 and said nothing"),
         ("true", FailedError, "stage 'one': output 'one.txt' does not exist"),
         ("kill -9 $$", FailedError, "stage 'one' was killed by SIGKILL, as a system does when memory runs out"),
