@@ -50,17 +50,24 @@ def sample_sheet(
     sheet.save(path, optimize=True)
 
 
-def closest_pairs(path: Path, groups: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], pairs: int = 14) -> None:
-    """For each named group (images, their nearest training images, distances) its closest pairs, nearest first."""
-    first = next(iter(groups.values()))[0]
-    tile = _enlarge(first[0]).width + _GAP
+def closest_pairs(
+    path: Path,
+    groups: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    training: np.ndarray,
+    pairs: int = 14,
+) -> None:
+    """The closest pairs of each named group, nearest first.
+
+    A group is (images, their distances to the nearest training images, the rows of these in `training`).
+    """
+    tile = _enlarge(training[0]).width + _GAP
     step = max(tile, 48)
     name_width = int(_font(13).getlength("nearest in training")) + 14
     height = 2 * tile + 76
     size = (_MARGIN * 2 + name_width + pairs * step - _GAP, _MARGIN + len(groups) * height)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    for number, (name, (images, nearest, distances)) in enumerate(groups.items()):
+    for number, (name, (images, distances, nearest)) in enumerate(groups.items()):
         top = _MARGIN + number * height
         title = f"{name}: the {min(pairs, len(images))} of {len(images):,} that are closest to a training image"
         draw.text((_MARGIN, top), title, INK, _font(17, bold=True))
@@ -70,7 +77,7 @@ def closest_pairs(path: Path, groups: Mapping[str, tuple[np.ndarray, np.ndarray,
         for column, index in enumerate(np.argsort(distances, kind="stable")[:pairs]):
             x = _MARGIN + name_width + column * step
             _paste(sheet, images[index], x, top + 32)
-            _paste(sheet, nearest[index], x, top + 32 + tile)
+            _paste(sheet, training[nearest[index]], x, top + 32 + tile)
             centre = (x + (tile - _GAP) // 2, top + 42 + 2 * tile)
             draw.text(centre, f"{distances[index]:.1f}", INK, _font(13), anchor="mm")
     sheet.save(path, optimize=True)
@@ -100,7 +107,8 @@ def distances(path: Path, synthetic: np.ndarray, held_out: np.ndarray) -> None:
     """How far from their nearest training image the synthetic and the held-out real images are."""
     figure = new_figure(7.2, 3.6)
     axes = figure.subplots()
-    edges = np.linspace(0, np.quantile(np.concatenate([synthetic, held_out]), 0.999), 41).tolist()
+    farthest = max(1.0, np.quantile(np.concatenate([synthetic, held_out]), 0.999))
+    edges = np.linspace(0, farthest, 41).tolist()
     for values, name, colour in ((held_out, "held-out real", REAL), (synthetic, "synthetic", SYNTHETIC)):
         weights = np.full(len(values), 100 / len(values))
         axes.hist(values, edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.25)

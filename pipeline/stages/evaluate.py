@@ -26,8 +26,6 @@ from pipeline.metrics.judges import EXTRACTOR, JUDGES, Judges
 from pipeline.params import Document
 from pipeline.report import figures
 
-HELD_OUT = ("validation", "test")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
@@ -200,7 +198,8 @@ def run(document: Document, which: Literal["model", "synthetic"]) -> None:
     torch.set_num_threads(params.threads)
     real = ImageSet.open(paths.REAL / paths.IMAGESET)
     judges = Judges.load(paths.FEATURES)
-    train, held_out = _real(real, ["train"]), _real(real, [split for split in HELD_OUT if split in real.counts])
+    # Held out is what nothing was chosen on: snapshots and the distance of copies are, on the validation split.
+    train, held_out = _real(real, "train"), _real(real, "test")
     generated, untrained = _from_model(real, params) if which == "model" else (_from_set(real, params), None)
     found = evaluate(
         generated, train, held_out, classes=real.classes, judges=judges, params=params, untrained=untrained
@@ -212,15 +211,10 @@ def run(document: Document, which: Literal["model", "synthetic"]) -> None:
         _draw(folder / "figures", found, generated, train, held_out, real.classes)
 
 
-def _real(real: ImageSet, splits: Sequence[str]) -> Images:
-    if not splits:
-        raise UserError(f"{real.root}: has no images in {' or '.join(HELD_OUT)}; needed real ones to compare with")
-    parts = [real.arrays(split) for split in splits]
-    return Images(
-        images=parts[0][0] if len(parts) == 1 else np.concatenate([images for images, _ in parts]),
-        labels=np.concatenate([labels for _, labels in parts]),
-        description=f"real images ({' and '.join(splits)} of {real.fingerprint[:12]}, resize {real.resize or 'none'})",
-    )
+def _real(real: ImageSet, split: str) -> Images:
+    images, labels = real.arrays(split)
+    description = f"real images ({split} split of {real.fingerprint[:12]}, resize {real.resize or 'none'})"
+    return Images(images=images, labels=labels, description=description)
 
 
 def _from_model(real: ImageSet, params: Params) -> tuple[Images, Images]:
@@ -266,17 +260,11 @@ def _draw(
     figures.sample_sheet(
         folder / "samples.png", (held_out.images, held_out.labels), (generated.images, found.labels), classes
     )
-    figures.closest_pairs(
-        folder / "closest.png",
-        {
-            "synthetic": (generated.images, train.images[found.nearest[1]], found.nearest[0]),
-            "real, held out": (
-                held_out.images,
-                train.images[found.nearest_of_held_out[1]],
-                found.nearest_of_held_out[0],
-            ),
-        },
-    )
+    groups = {
+        "synthetic": (generated.images, *found.nearest),
+        "real, held out": (held_out.images, *found.nearest_of_held_out),
+    }
+    figures.closest_pairs(folder / "closest.png", groups, train.images)
     figures.distances(folder / "distances.png", found.nearest[0], found.nearest_of_held_out[0])
     if "agreement" in found.metrics:
         figures.shares(

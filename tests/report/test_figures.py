@@ -63,9 +63,10 @@ def test_a_sheet_shows_at_most_twenty_classes(tmp_path: Path, classes: int, rows
 
 
 def test_the_closest_pairs_come_first_and_farther_ones_are_left_out(tmp_path: Path) -> None:
-    images, nearest = flat([110, 120, 130]), flat([150, 160, 170])
-    closest_pairs(tmp_path / "pairs.png", {"made up": (images, nearest, np.array([3.0, 1.0, 2.0]))}, pairs=2)
-    assert colours(tmp_path / "pairs.png") == [120, 130, 160, 170]
+    training = flat([150, 160, 170])
+    group = flat([110, 120, 130]), np.array([3.0, 1.0, 2.0]), np.array([0, 2, 1])
+    closest_pairs(tmp_path / "pairs.png", {"made up": group}, training, pairs=2)
+    assert colours(tmp_path / "pairs.png") == [120, 130, 170, 160]
 
 
 def test_charts_have_the_same_bytes_each_time_and_know_classes_without_images(tmp_path: Path) -> None:

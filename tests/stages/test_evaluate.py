@@ -80,11 +80,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("FORGELINE_CACHE", str(root / "cache"))
-        half = len(HELD_OUT.images) // 2
         parts = {
             "train": (TRAIN.images, TRAIN.labels),
-            "validation": (HELD_OUT.images[:half], HELD_OUT.labels[:half]),
-            "test": (HELD_OUT.images[half:], HELD_OUT.labels[half:]),
+            "validation": bars(30, 5),
+            "test": (HELD_OUT.images, HELD_OUT.labels),
         }
         write_set(paths.REAL / paths.IMAGESET, parts, synthetic=False)
         write_set(paths.SYNTHETIC / paths.IMAGESET, {"train": bars(360, 3)}, synthetic=True)
@@ -231,7 +230,7 @@ def test_every_block_of_numbers_has_its_protocol(workspace: Path, which: str) ->
     assert {name for name, value in metrics.items() if isinstance(value, dict)} <= said
     assert all(np.isfinite(value) for value in numbers(metrics))
     text = json.dumps(protocol)
-    for word in ("uint8", "torch-fidelity 0.4", "validation and test", "resize none", '"seed": 2'):
+    for word in ("uint8", "torch-fidelity 0.4", "test split of", "resize none", '"seed": 2'):
         assert word in text
     about = json.loads((paths.FEATURES / "features.json").read_text())["classifiers"]
     assert protocol[0]["extractor_sha256"] == about["extractor.safetensors"]["sha256"]
