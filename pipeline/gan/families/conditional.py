@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.gan import family, objectives, penalties
 from pipeline.gan.batches import Batch
+from pipeline.gan.diffaugment import Policy, augment
 from pipeline.gan.family import ImageSpec, Progress, at_least
 from pipeline.gan.layers import LabelJoin, NoiseGenerator, ProjectionScore
 
@@ -30,6 +31,7 @@ class Config(family.Config):
     width: int = 256  # of the two hidden layers of each network
     r1_gamma: float = 0.1
     r1_every: int = 4  # steps
+    augment: tuple[Policy, ...] = ()  # DiffAugment: color, translation, cutout
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,12 +90,13 @@ class Family(family.Family):
 
     def losses(self, real: Batch, progress: Progress) -> Iterator[tuple[str, Tensor]]:
         config = self.config
-        fakes = self.generator.sample_like(real)
-        both = torch.cat([real.images, fakes.detach()])
+        fakes = augment(self.generator.sample_like(real), config.augment, real.draws)
+        images = augment(real.images, config.augment, real.draws)
+        both = torch.cat([images, fakes.detach()])
         real_scores, fake_scores = self.discriminator(both, real.labels.repeat(2)).chunk(2)
         loss = self.objective.discriminator(real_scores, fake_scores)
         if weight := config.r1_gamma * penalties.lazy(progress.step, config.r1_every):
-            penalty = penalties.r1(lambda images: self.discriminator(images, real.labels), real.images)
+            penalty = penalties.r1(lambda images: self.discriminator(images, real.labels), images)
             loss = loss + weight * penalty
         progress.charts["real_accuracy"] = (real_scores > 0).float().mean()
         progress.charts["fake_accuracy"] = (fake_scores < 0).float().mean()
