@@ -11,9 +11,11 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -28,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import paths
-from pipeline.errors import UserError
+from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder
 from pipeline.metrics.classifier import load, predict, save
@@ -57,13 +59,14 @@ class Params:
 
     `fractions` are of the real training split. Every classifier sees `images_seen` images, those of the arm `real` half
     as many. For each fraction one of `learning_rates` is chosen with real images only, and all arms use it; and one of
-    `synthetic_shares` of the images that the arm `mixed` sees.
+    `synthetic_shares` of the images that the arm `mixed` sees. The first `choosing_seeds` of the `seeds` choose.
     """
 
     fractions: tuple[float, ...] = (0.05, 0.1, 0.2, 1.0)
     seeds: int = 5
-    images_seen: int = 12_000
-    learning_rates: tuple[float, ...] = (0.005, 0.01)
+    choosing_seeds: int = 2
+    images_seen: int = 20_000
+    learning_rates: tuple[float, ...] = (0.005, 0.02)
     synthetic_shares: tuple[float, ...] = (0.5, 0.8)
     width: int = 16  # channels of the first layer
     flip: bool = False  # whether a mirror image keeps its class
@@ -75,9 +78,11 @@ class Params:
                 raise ValueError(f"{name} is {list(values)}; needed numbers above 0 and at most 1, in ascending order")
         if self.synthetic_shares[-1] == 1:
             raise ValueError("synthetic_shares has 1; needed shares below 1, all synthetic is an arm of its own")
-        for name, least in {"seeds": 2, "images_seen": 1000, "width": 4}.items():
+        for name, least in {"seeds": 2, "choosing_seeds": 1, "images_seen": 1000, "width": 4}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; needed at least {least}")
+        if self.choosing_seeds > self.seeds:
+            raise ValueError(f"choosing_seeds is {self.choosing_seeds}; needed at most seeds, {self.seeds}")
 
     def training(self, arm: Arm, fraction: float, seed: int, learning_rate: float, share: float = 0.0) -> Training:
         return Training(
@@ -90,6 +95,15 @@ class Params:
             width=self.width,
             flip=self.flip,
         )
+
+    def all_images_seen(self) -> int:
+        """By all classifiers together."""
+        rates, shares = (
+            len(grid) * self.choosing_seeds + self.seeds - self.choosing_seeds
+            for grid in (self.learning_rates, self.synthetic_shares)
+        )
+        long = len(self.fractions) * (rates + shares) + rates
+        return long * self.images_seen + len(self.fractions) * self.seeds * (self.images_seen // 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +149,9 @@ Setting = tuple[Training, ...]  # one training for each seed, alike in all else
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What was found. Settings are by (fraction of the real images, arm), one training for each seed."""
+    """What was found, by (fraction of the real images, arm)."""
 
+    choosing_seeds: int
     candidates: dict[tuple[float, Arm], list[Setting]] = field(default_factory=dict)
     chosen: dict[tuple[float, Arm], Setting] = field(default_factory=dict)
     validation: dict[Training, float] = field(default_factory=dict)  # accuracy, percent
@@ -144,8 +159,9 @@ class Outcome:
     test_right: dict[Training, NDArray[np.bool_]] = field(default_factory=dict)  # which test images; of chosen ones
 
     def validated(self, setting: Setting) -> float:
-        """Mean accuracy on the validation split over the seeds, percent."""
-        return round(float(np.mean([self.validation[training] for training in setting])), 9)
+        """Mean accuracy on the validation split over the seeds that choose, percent."""
+        known = [self.validation[training] for training in setting[: self.choosing_seeds]]
+        return round(float(np.mean(known)), 9)
 
     def tested(self, fraction: float, arm: Arm, label: int | None = None) -> NDArray[np.float64]:
         """Accuracy on the test split, or on its images of one class, by seed (S,), percent."""
@@ -155,26 +171,29 @@ class Outcome:
 
 def measure(params: Params, pool: Executor, folder: Path) -> Outcome:
     """Train and choose; only then test. `folder` keeps the classifiers in between."""
-    outcome, files = Outcome(), dict[Training, Path]()
-    tuned = len(params.learning_rates) + len(params.synthetic_shares)
-    seen = len(params.fractions) * (tuned * params.images_seen + params.images_seen // 2)
-    seen += len(params.learning_rates) * params.images_seen
-    line = ProgressLine("utility", params.seeds * seen, "images")
+    outcome, files = Outcome(choosing_seeds=params.choosing_seeds), dict[Training, Path]()
+    line = ProgressLine("utility", params.all_images_seen(), "images")
 
     def setting(arm: Arm, fraction: float, learning_rate: float, share: float = 0.0) -> Setting:
         return tuple(params.training(arm, fraction, seed, learning_rate, share) for seed in range(params.seeds))
 
-    def settle(candidates: Mapping[tuple[float, Arm], list[Setting]]) -> None:
-        """Train all candidates and choose among those of one key on the validation split; of equals the first."""
+    def train_all(trainings: Iterable[Training]) -> None:
         running = {}
-        for training in chain.from_iterable(chain.from_iterable(candidates.values())):
+        for training in trainings:
             files[training] = folder / f"{len(files)}.safetensors"
             running[pool.submit(_train, training, files[training])] = training
         for future in as_completed(running):
             outcome.validation[running[future]] = future.result()
             line.update(sum(training.images_seen for training in outcome.validation))
+
+    def settle(candidates: Mapping[tuple[float, Arm], list[Setting]]) -> None:
+        """Choose among the candidates of each key on the validation split, of equals the first."""
+        settings = list(chain.from_iterable(candidates.values()))
+        train_all(training for setting in settings for training in setting[: params.choosing_seeds])
+        chosen = {key: max(settings, key=outcome.validated) for key, settings in candidates.items()}
+        train_all(training for setting in chosen.values() for training in setting[params.choosing_seeds :])
         outcome.candidates |= candidates
-        outcome.chosen |= {key: max(settings, key=outcome.validated) for key, settings in candidates.items()}
+        outcome.chosen |= chosen
 
     settle(
         {
@@ -208,8 +227,10 @@ def workers(real: Path, synthetic: Path) -> Iterator[Executor]:
     )
     try:
         yield pool
-    except BaseException:
+    except BaseException as error:
         held.close()
+        if isinstance(error, BrokenProcessPool):
+            raise FailedError("utility: a worker was killed, which is what a machine out of memory does") from None
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -227,6 +248,7 @@ def _begin(watched: Connection, real: Path, synthetic: Path) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     torch.set_num_threads(1)
     global _sets
     _sets = ImageSet.open(real), ImageSet.open(synthetic)
