@@ -4,13 +4,11 @@ import copy
 import dataclasses
 import hashlib
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -149,7 +147,7 @@ def test_a_fault_at_every_request(
 ) -> None:
     """From the n-th request on everything fails, for every n; then the publish is run again."""
     images = make_images(tmp_path / "small", count=9)
-    server = boto3.session.Session().client("s3", endpoint_url=endpoint)
+    server = boto3.session.Session().client("s3", endpoint_url=endpoint)  # not through the proxy
     one_store, failing, number = open_store(s3_url), True, 0
 
     def objects() -> dict[str, tuple[str, object]]:
@@ -160,6 +158,8 @@ def test_a_fault_at_every_request(
         number += 1
         store = copy.copy(one_store)
         store.prefix, store.url = f"sets-{number}/", f"{s3_url}-{number}"
+        reader = copy.copy(store)
+        reader.client = server
         proxy.log.clear()
         proxy.fault = lambda seen, *_, number=number: fault if seen >= number else None
         try:
@@ -169,78 +169,70 @@ def test_a_fault_at_every_request(
             pass
         before = objects()
         proxy.fault = lambda *_: None
-        assert check_what_a_reader_sees(store) == ("digits/latest.json" in before)
+        assert check_what_a_reader_sees(reader) == ("digits/latest.json" in before)
         proxy.log.clear()
         publish(store, "digits", images.root, description=description, documents={})
         sent = [unquote(path).split(f"/{store.prefix}")[1] for method, path in proxy.log if method == "PUT"]
         assert not {key for key in sent if not key.endswith("SHA256SUMS")} & before.keys()  # which is probed with
         assert objects().items() >= before.items()
-        assert check_what_a_reader_sees(store)
+        assert check_what_a_reader_sees(reader)
     assert number > 15
 
 
 PUBLISHERS = """
-import json, os, sys
+import json, os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from conftest import describe
 from pipeline.delivery import open_store, publish
 store = open_store(sys.argv[1])
 for line in sys.stdin:
+    titles, seconds = json.loads(line)
     children = []
-    for title in json.loads(line):
+    for title in titles:
         children.append(os.fork())
         if not children[-1]:
             documents = {"note.txt": title.encode()}
             publish(store, "digits", Path(sys.argv[2]), description=describe(title=title), documents=documents)
             os._exit(0)
-    print(json.dumps(children), flush=True)
+    if seconds is not None:
+        time.sleep(seconds)
+        for child in children:
+            os.kill(child, signal.SIGKILL)  # at least a zombie, until it is waited for
     print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
 """
 
 
-class Publishers:
-    """For each list of titles that is sent, one process a title publishes the set; it answers pids, then statuses."""
+@pytest.fixture
+def run_publishers(url: str, images) -> Iterator[Callable[..., list[int]]]:
+    """Publishes the set from one process for each title, killed after so many seconds; gives their exit statuses."""
+    arguments = [sys.executable, "-c", PUBLISHERS, url, str(images.root), str(Path(__file__).parent)]
+    process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def __init__(self, url: str, root: Path) -> None:
-        arguments = [sys.executable, "-c", PUBLISHERS, url, str(root), str(Path(__file__).parent)]
-        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def start(self, *titles: str) -> list[int]:
-        self.process.stdin.write(json.dumps(titles) + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def answer(self) -> list[int]:
-        found: list[int] = json.loads(self.process.stdout.readline())
+    def run(titles: list[str], kill_after_seconds: float | None = None) -> list[int]:
+        process.stdin.write(json.dumps([titles, kill_after_seconds]) + "\n")
+        process.stdin.flush()
+        found: list[int] = json.loads(process.stdout.readline())
         return found
 
-
-@pytest.fixture
-def publishers(url: str, images) -> Iterator[Publishers]:
-    found = Publishers(url, images.root)
-    yield found
-    found.process.communicate()
+    yield run
+    process.communicate()
 
 
-def test_a_publisher_that_is_killed_and_run_again(url: str, images, description, publishers: Publishers) -> None:
-    store, chance, killed = open_store(url), random.Random(0), 0
+def test_a_publisher_that_is_killed_and_run_again(url: str, images, description, run_publishers) -> None:
+    store, chance, statuses = open_store(url), random.Random(0), []
     for _ in range(12):
-        (pid,) = publishers.start("Digits")
-        time.sleep(chance.uniform(0, 0.3))
-        os.kill(pid, signal.SIGKILL)  # a zombie until it is waited for: never another process
-        killed += publishers.answer() == [-signal.SIGKILL]
+        statuses += run_publishers(["Digits"], chance.uniform(0, 0.3))
         check_what_a_reader_sees(store)
-    assert killed
+    assert -signal.SIGKILL in statuses
     published = publish(store, "digits", images.root, description=description, documents={})
     assert [row.version for row in list_releases(store)] == [published.version]
     verify(f"{url}/digits")
 
 
-def test_many_publishers_of_the_same_set(url: str, publishers: Publishers) -> None:
+def test_many_publishers_of_the_same_set(url: str, run_publishers) -> None:
     """With other cards and other documents, as processes: one version, whole, with one of each."""
-    publishers.start("Digits 1", "Digits 2", "Digits 3", "Digits 4")
-    assert publishers.answer() == [0, 0, 0, 0]
+    assert run_publishers(["Digits 1", "Digits 2", "Digits 3", "Digits 4"]) == [0, 0, 0, 0]
     assert len(list_releases(open_store(url))) == 1
     verify(f"{url}/digits")
 

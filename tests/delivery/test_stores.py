@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
@@ -203,26 +204,34 @@ def test_a_server_that_fails_is_said(proxy, s3_url: str) -> None:
         open_store(s3_url).folders("")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_said(tmp_path: Path) -> None:
+def run_in_a_process(code: str, url: str, limit: Callable[[], object]) -> str:
+    """What `code` prints, with `store` open, in a process that began with `limit`."""
+    code = (
+        "import sys; from pipeline.delivery import check, open_store; from pipeline.errors import FailedError\n"
+        f"store = open_store(sys.argv[1])\ntry: {code}\nexcept FailedError as error: print(error)\n"
+    )
+    arguments = [sys.executable, "-c", code, url]
+    return subprocess.run(arguments, preexec_fn=limit, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("folder", ["releases", "releases/new"])
+def test_a_folder_without_permission_is_said(tmp_path: Path, folder: str) -> None:
+    def drop_what_lets_root_write() -> None:
+        ctypes.CDLL(None).prctl(24, 1)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+
     (tmp_path / "releases").mkdir(mode=0o555)
-    with pytest.raises(FailedError, match="may not be read or written by this user"):
-        open_store(str(tmp_path / "releases")).create("digits/a", b"x")
+    url = str(tmp_path / folder)
+    said = run_in_a_process("store.create('digits/a', b'x')", url, drop_what_lets_root_write)
+    assert "cannot be written (Permission denied)" in said
+    said = run_in_a_process("print(check(store))", url, drop_what_lets_root_write)
+    assert said == "Promises(read=True, write=False, create=False, swap=False)\n"
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pipeline.delivery import open_store; from pipeline.errors import FailedError\n"
-        "try: open_store(sys.argv[1]).create('digits/a', b'x' * 1_000_000)\n"
-        "except FailedError as error: print(error)\n"
-    )
-
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
-    arguments = [sys.executable, "-c", code, str(tmp_path / "releases")]
-    said = subprocess.run(arguments, preexec_fn=limit, capture_output=True, text=True, check=True).stdout
-    assert "digits/a: " in said
-    assert "the disk is full" in said
+    said = run_in_a_process("store.create('digits/a', b'x' * 1_000_000)", str(tmp_path / "releases"), limit)
+    assert "digits/a: cannot be written (File too large)" in said
     assert [path.name for path in (tmp_path / "releases").rglob("*") if path.is_file()] in ([], [".forgeline.lock"])
