@@ -147,7 +147,7 @@ def _enlarge(image: np.ndarray) -> Image.Image:
     """An image (C, H, W) about _TILE pixels wide: whole factors up, antialiased down."""
     pixels = image.transpose(1, 2, 0)
     picture = Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels)
-    factor = max(1, _TILE // picture.width)
+    factor = max(1, round(_TILE / picture.width))
     if picture.width > 2 * _TILE:
         return picture.resize((_TILE, _TILE), Image.Resampling.LANCZOS)
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)

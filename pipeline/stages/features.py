@@ -50,21 +50,20 @@ def read_params(document: Document) -> Params:
 def train_all(
     images: np.ndarray, labels: np.ndarray, *, classes: int, params: Params
 ) -> dict[str, tuple[Classifier, int]]:
-    """Each file's classifier and its seed. Judges are narrower and twice as deep as the extractor and the filter."""
+    """Each file's classifier and its seed. The judges are twice as deep as the extractor and the filter."""
     files = [EXTRACTOR, FILTER, *JUDGES]
     line = ProgressLine("features", len(files) * params.images_seen, "images")
     line.update(0)
     trained = {}
     for number, file in enumerate(files):
-        judge = file in JUDGES
         classifier = train_classifier(
             images,
             labels,
             classes=classes,
             seed=params.seed + number,
             images_seen=params.images_seen,
-            width=params.width * 3 // 4 if judge else params.width,
-            blocks=2 if judge else 1,
+            width=params.width,
+            blocks=2 if file in JUDGES else 1,
             flip=params.flip,
         )
         trained[file] = (classifier, params.seed + number)
