@@ -7,10 +7,17 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+from rich.console import Console
 
 from flows.run import run
+from pipeline import paths
 from pipeline.errors import ForgelineError
+from pipeline.report.summary import summary
+
+if TYPE_CHECKING:
+    from flows.retrain import RunResult
 
 
 def main() -> None:
@@ -27,10 +34,22 @@ def main() -> None:
         _end(str(error), error.exit_status)
     except KeyboardInterrupt:
         _end("interrupted", 128 + signal.SIGINT)
+    _show(Path(), result)
 
-    from flows.summary import print_summary
 
-    print_summary(Path.cwd(), result)
+def _show(workspace: Path, result: RunResult) -> None:
+    """What was measured, and where the release, the samples and the Data Docs are."""
+    from flows.artifacts import SAMPLES
+
+    console = Console(highlight=False)
+    if (table := summary(workspace)).row_count:
+        console.print(table)
+    if result.published:
+        console.print(f"release: {result.published.url}", soft_wrap=True)
+    docs = {f"Data Docs, {which}": paths.VALIDATION / which / "docs" / "index.html" for which in ("real", "synthetic")}
+    for name, path in {"samples": SAMPLES, **docs}.items():
+        if (workspace / path).is_file():
+            console.print(f"{name}: {path}", soft_wrap=True)
 
 
 def _leave(number: int, _: FrameType | None) -> NoReturn:

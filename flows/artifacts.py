@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import base64
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows.measured import METRICS, SAMPLES, UTILITY, metrics_table, utility_table
+from pipeline import paths
+
+SAMPLES = paths.EVALUATION / "synthetic" / "figures" / "samples.png"
+METRICS = {which: paths.EVALUATION / which / "metrics.json" for which in ("model", "synthetic")}
+UTILITY = paths.UTILITY / "utility.json"
 
 
 def record(workspace: Path) -> None:
@@ -19,5 +26,43 @@ def record(workspace: Path) -> None:
         )
     if metrics := metrics_table(workspace):
         create_table_artifact(metrics, key="metrics", description=", ".join(map(str, METRICS.values())))
-    if utility := utility_table(workspace):
-        create_table_artifact(utility, key="utility", description=str(UTILITY))
+    if (utility := workspace / UTILITY).is_file():
+        rows = utility_table(json.loads(utility.read_bytes()))
+        create_table_artifact(rows, key="utility", description=str(UTILITY))
+
+
+def metrics_table(workspace: Path) -> list[dict[str, Any]]:
+    """A row for each number of the metrics files, by its dotted name, with a column for each file that is there."""
+    found = {
+        which: dict(_numbers(json.loads((workspace / path).read_bytes())))
+        for which, path in METRICS.items()
+        if (workspace / path).is_file()
+    }
+    names = dict.fromkeys(name for numbers in found.values() for name in numbers)
+    return [{"metric": name, **{which: numbers.get(name) for which, numbers in found.items()}} for name in names]
+
+
+def utility_table(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each amount of real data: by how many points the synthetic images help, with the 95 % interval."""
+    return [
+        {
+            "real data": f"{row['data']} ({row['real_images']:,} images)",
+            "protocol": row["protocol"],
+            "gain over real only": _interval(row["gain_over_real"]),
+            "… that sees as many images": _interval(row["gain_over_real_long"]),
+            "verdict": row["verdict"],
+        }
+        for row in report["rows"]
+    ]
+
+
+def _interval(gain: Mapping[str, float]) -> str:
+    return f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+
+
+def _numbers(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            yield prefix + name, value

@@ -18,6 +18,7 @@ from flows.repro import StageRun, reproduce
 from pipeline import paths
 from pipeline.delivery import Published
 from pipeline.delivery.settings import read_publish_settings
+from pipeline.delivery.workspace import publish_workspace
 from pipeline.errors import ForgelineError
 from pipeline.params import Document
 from pipeline.progress import duration
@@ -90,9 +91,7 @@ def publish(workspace: Path, url: str | None) -> Published | State[Any] | None:
         if not (url := url or settings.url):
             say("publish: publish.url names no place, skipped")
             return Completed(name="Skipped", message="publish.url names no place")
-        from pipeline.delivery.workspace import publish_workspace
-
-        published: Published = publish_workspace(workspace, url, settings.name)
+        published = publish_workspace(workspace, url, settings.name)
     except ForgelineError as error:
         return Failed(message=f"publish: {error}", data=error)
     if published.caveat:

@@ -15,7 +15,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.sorting import TaskRunSort
 
-from flows.measured import METRICS, SAMPLES, UTILITY
+from flows.artifacts import METRICS, SAMPLES, UTILITY
 from flows.retrain import RunResult, retrain
 from pipeline.errors import UserError
 

@@ -1,0 +1,42 @@
+"""infra/prefect.yaml deploys the flow as its comments say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.flows import load_flow_from_entrypoint
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_deployment_waits_for_its_schedule_and_runs_one_at_a_time(
+    prefect_server: str, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="forgeline", type="process"))
+        subprocess.run(
+            [sys.executable, "-m", "prefect", "deploy", "--prefect-file", "infra/prefect.yaml", "--all"],
+            cwd=ROOT,
+            env=os.environ | {"PREFECT_API_URL": prefect_server},
+            check=True,
+            capture_output=True,
+        )
+        deployment = client.read_deployment_by_name("retrain/nightly")
+    assert deployment.work_pool_name == "forgeline"
+    assert [(schedule.schedule.cron, schedule.active) for schedule in deployment.schedules] == [("0 2 * * *", False)]
+    assert deployment.global_concurrency_limit is not None
+    assert deployment.global_concurrency_limit.limit == 1
+    settings = deployment.parameter_openapi_schema["properties"]
+    assert {name: "description" in setting for name, setting in settings.items()} == {
+        "workspace": True,
+        "publish_url": True,
+    }
+    assert deployment.entrypoint == "flows/retrain.py:retrain"
+    monkeypatch.chdir(ROOT)
+    assert load_flow_from_entrypoint(deployment.entrypoint).name == "retrain"
