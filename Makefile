@@ -18,7 +18,7 @@ demo: $(VENV)/installed-train
 	forgeline run
 
 test: $(VENV)/installed-dev
-	pytest -n 2 --dist worksteal
+	pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/installed-dev
 	ruff check .

@@ -1,0 +1,166 @@
+"""The main job as its users run it: the real commands, in a fresh clone, on the real digits, with small budgets."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+STAGES = [
+    "source", "ingest", "validate@real", "features", "train", "evaluate@model", "augment", "validate@synthetic",
+    "evaluate@synthetic", "utility",
+]  # fmt: skip
+
+# One file is one worker's: the tests build on each other's workspace, in the order in which they stand.
+pytestmark = pytest.mark.xdist_group("pipeline")
+
+
+class Workspace:
+    """A clone that nobody has run yet."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def run(self, *words: str, status: int = 0) -> str:
+        """The output of a command, which must end with `status`."""
+        environment = os.environ | {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "FORGELINE_CACHE": str(self.root / ".cache"),
+        }
+        environment.pop("PREFECT_API_URL", None)
+        ended = subprocess.run(
+            words, cwd=self.root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert ended.returncode == status, ended.stdout
+        assert "Traceback" not in ended.stdout
+        return ended.stdout
+
+    def set(self, key: str, value: object) -> None:
+        """Change one setting of params.yaml."""
+        yaml, path = YAML(), self.root / "params.yaml"
+        document = yaml.load(path)
+        *sections, name = key.split(".")
+        section = document
+        for part in sections:
+            section = section[part]
+        section[name] = value
+        yaml.dump(document, path)
+
+    def json(self, path: str) -> dict[str, object]:
+        content: dict[str, object] = json.loads((self.root / path).read_text())
+        return content
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    root = tmp_path_factory.mktemp("clone") / "forgeline"
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"):
+        root.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "pipeline", root / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "forgeline-state"))
+    clone = Workspace(root)
+    for key, value in {
+        "features.images_seen": 4000,
+        "train.images": 60_000,
+        "train.snapshot_images": 30_000,
+        "augment.images_per_class": 30,
+        "augment.min_confidence": 0.0,
+        "utility.fractions": [0.1, 1.0],
+        "utility.seeds": 2,
+        "utility.images_seen": 2000,
+    }.items():
+        clone.set(key, value)
+    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "t"]):
+        clone.run("git", *words)
+    return clone
+
+
+def outcomes(output: str) -> dict[str, str]:
+    """What the flow said became of each stage."""
+    return dict(re.findall(r"^\[\d+/10\] (\S+): (done|unchanged|restored)", output, re.MULTILINE))
+
+
+def test_the_first_run_takes_every_stage_and_publishes(workspace: Workspace) -> None:
+    output = workspace.run("forgeline", "run")
+    assert outcomes(output) == dict.fromkeys(STAGES, "done")
+    assert re.search(r"^release: .*releases/digits/v=[0-9a-f]{16}$", output, re.MULTILINE)
+    assert "out/evaluation/synthetic/figures/samples.png" in output
+    assert "out/validation/real/docs/index.html" in output
+    assert "judges agree with the label" in output
+    made = workspace.json("out/synthetic/imageset/imageset.json")
+    assert made["counts"] == {"train": [30] * 10}
+
+
+def test_the_second_run_skips_all_but_the_probe_and_publishes_nothing(workspace: Workspace) -> None:
+    before = sorted(path for path in (workspace.root / "releases").rglob("*"))
+    output = workspace.run("forgeline", "run")
+    assert outcomes(output) == {stage: "unchanged" for stage in STAGES} | {"source": "done"}
+    assert "publish: nothing new, skipped" in output
+    assert sorted(path for path in (workspace.root / "releases").rglob("*")) == before
+
+
+def test_dvc_repro_finds_nothing_to_do_either(workspace: Workspace) -> None:
+    assert re.findall(r"^Running stage '(.*)'", workspace.run("dvc", "repro"), re.MULTILINE) == ["source"]
+
+
+def test_dvc_shows_numbers_changes_and_plots(workspace: Workspace) -> None:
+    metrics = json.loads(workspace.run("dvc", "metrics", "show", "--json"))
+    assert "error" not in metrics[""]
+    assert set(metrics[""]["data"]) >= {"out/evaluation/synthetic/metrics.json", "out/utility/utility.json"}
+    workspace.set("train.seed", 7)
+    assert "train.seed" in workspace.run("dvc", "params", "diff")
+    workspace.set("train.seed", 0)
+    plots = json.loads(workspace.run("dvc", "plots", "show", "--json"))
+    assert "errors" not in plots
+    assert set(plots["data"]) >= {"losses", "game", "confusion", "utility", "out/utility/figures/utility.png"}
+    assert all(plots["data"].values())
+
+
+def test_a_parameter_reruns_its_stage_and_what_depends_on_it_and_nothing_else(workspace: Workspace) -> None:
+    workspace.set("augment.spread", 1.1)
+    output = workspace.run("dvc", "repro", "--dry")
+    changed = set(re.findall(r"^Running stage '(.*)'", output, re.MULTILINE))
+    workspace.set("augment.spread", 1.2)
+    assert changed == {"source", "augment", "validate@synthetic", "evaluate@synthetic", "utility"}
+
+
+def test_the_release_is_listed_pulled_and_verified(workspace: Workspace) -> None:
+    assert re.search(r"digits +[0-9a-f]{16}", workspace.run("forgeline", "list", "releases"))
+    workspace.run("forgeline", "pull", "releases/digits", "pulled")
+    assert "300 images, all as published" in workspace.run("forgeline", "verify", "pulled")
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=workspace.root / "pulled", check=True)
+    again = workspace.run("forgeline", "pull", "releases/digits", "pulled", status=2)
+    assert "pulled: is not empty; needed a new or an empty folder" in again
+    assert "published already, nothing is new" in workspace.run("forgeline", "publish")
+
+
+def test_samples_are_drawn_into_a_grid_or_a_folder(workspace: Workspace) -> None:
+    workspace.run("forgeline", "sample", "out/model", "--count", "20", "--out", "grid.png")
+    assert (workspace.root / "grid.png").read_bytes().startswith(b"\x89PNG")
+    workspace.run("forgeline", "sample", "out/model", "--count", "20", "--out", "samples")
+    assert len(list((workspace.root / "samples").glob("**/*.png"))) == 20
+
+
+def test_the_doctor_finds_nothing_missing(workspace: Workspace) -> None:
+    assert "settings" in workspace.run("forgeline", "doctor")
+
+
+def test_a_misspelt_setting_stops_the_run_before_anything_runs(workspace: Workspace) -> None:
+    params = workspace.root / "params.yaml"
+    text = params.read_text()
+    params.write_text(text.replace("snapshot_images", "snapshot_image"))
+    output = workspace.run("forgeline", "run", status=2)
+    params.write_text(text)
+    assert output.splitlines()[-1].startswith(
+        "forgeline: params.yaml: train.snapshot_image is not a setting; did you mean 'snapshot_images'?"
+    )
+    assert outcomes(output) == {}
