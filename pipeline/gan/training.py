@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,7 @@ _UNSETTLED = 1024  # numbers that may wait on the device before they are looked 
 _CHECKPOINT_SHARE = 0.02  # of the time goes into checkpoints
 
 
-class Judge(Protocol):
-    """Scores snapshots of the averaged generator; the one with the lowest score is kept."""
-
-    def __call__(self, generator: Generator, images_seen: int) -> float: ...
+Judge = Callable[[Generator, int], float]  # scores the averaged generator at so many images seen; lower is better
 
 
 class Snapshot(NamedTuple):
@@ -43,9 +40,10 @@ class Trainer:
     """A run and its whole state: two trainers with equal arguments and equal states go on equally, bit for bit."""
 
     def __init__(self, family: Family, batches: Batches, *, images: int, snapshot_images: int, judge: Judge) -> None:
-        """To train for at least `images` images, scoring a snapshot every `snapshot_images` and at the end."""
+        """To train for `images` images; a snapshot is scored before, every `snapshot_images` and at the end."""
         self.family, self.batches, self.judge = family, batches, judge
-        self.total_images, self.snapshot_images = images, snapshot_images
+        self.total_images = -(-images // batches.batch_size) * batches.batch_size  # whole steps
+        self.snapshot_images = snapshot_images
         self.parameters = {name: list(player.parameters()) for name, player in family.named_children()}
         self.optimizers = {name: family.optimizer(name) for name in self.parameters}
         self.average = copy.deepcopy(family.generator).eval().requires_grad_(False)

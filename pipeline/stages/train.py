@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ def run(document: Document) -> None:
         generator=family.generator,
     )
     with _state_folder(_inputs(params, config, real)) as folder:
-        judge = Judge(model, extractor, real.arrays("validation")[0], folder / "grids")
+        judge = SnapshotJudge(model, extractor, real, folder / "grids")
         batches = Batches(*real.arrays("train"), batch_size=params.batch_size, seed=params.seed, device=device)
         trainer = Trainer(family, batches, images=params.images, snapshot_images=params.snapshot_images, judge=judge)
         _train(trainer, Checkpoints(folder / "checkpoints"))
@@ -116,15 +116,16 @@ def _family(params: Params, config: Any, real: ImageSet) -> Family:
         raise UserError(f"{real.root}: {error}") from None
 
 
-class Judge:
-    """Scores snapshots by their Fréchet distance to the validation split, and draws a grid of each."""
+class SnapshotJudge:
+    """Scores snapshots by their Fréchet distance to held-out images, and draws a grid of each."""
 
-    metric = "Fréchet distance to the validation split in features of the in-domain extractor"
-
-    def __init__(self, model: Model, extractor: Classifier, validation: np.ndarray, grids: Path) -> None:
-        """`model` says what all snapshots have in common; `validation` are uint8 images."""
+    def __init__(self, model: Model, extractor: Classifier, real: ImageSet, grids: Path) -> None:
+        """`model` says what all snapshots have in common. A validation split too small for it is eked out."""
         self.model, self.extractor, self.grids = model, extractor, grids
-        self.reference = embed(extractor, validation)
+        enough = sum(real.counts["validation"]) > extractor.dimensions
+        splits = ["validation"] if enough else ["validation", "train"]
+        self.metric = f"Fréchet distance to the {' and '.join(splits)} split in features of the in-domain extractor"
+        self.reference = np.concatenate([embed(extractor, real.arrays(split)[0]) for split in splits])
 
     def __call__(self, generator: Generator, images_seen: int) -> float:
         model = dataclasses.replace(self.model, generator=generator, images_seen=images_seen)
@@ -148,7 +149,7 @@ def _train(trainer: Trainer, checkpoints: Checkpoints) -> None:
     _say(f"{trainer.images_seen - first:,} images in {wall}, {cpu:.0f} CPU-seconds")
 
 
-def _write(trainer: Trainer, judge: Judge) -> None:
+def _write(trainer: Trainer, judge: SnapshotJudge) -> None:
     """The snapshot with the lowest score as out/model; curves and grids as out/training."""
     best = trainer.best_snapshot
     trainer.average.load_state_dict(trainer.best)
@@ -156,7 +157,7 @@ def _write(trainer: Trainer, judge: Judge) -> None:
         "metric": judge.metric,
         "score": best.score,
         "samples": _SCORED,
-        "validation_images": len(judge.reference),
+        "real_images": len(judge.reference),
         "snapshots": len(trainer.snapshots),
     }
     model = dataclasses.replace(
@@ -169,7 +170,7 @@ def _write(trainer: Trainer, judge: Judge) -> None:
         (folder / "grids" / "samples.png").write_bytes(sample_grid(model, seed=_SEED))
         _write_csv(folder / "curves.csv", trainer.curves)
         _write_csv(folder / "snapshots.csv", [snapshot._asdict() for snapshot in trainer.snapshots])
-    _say(f"kept the generator of {best.images_seen:,} images: {best.score:.4g}, {judge.metric}")
+    _say(f"kept the generator of {best.images_seen:,} images, nearest at {best.score:.4g}: {judge.metric}")
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -180,19 +181,19 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _inputs(params: Params, config: Any, real: ImageSet) -> dict[str, Any]:
-    """All that fixes the bits of a run, by dotted name: a state is gone on from only when every one is the same."""
+    """All that fixes the bits of a run, by dotted name, as JSON: a state fits only where every one is the same."""
     named = {f"train.{name}": value for name, value in dataclasses.asdict(params).items()}
     named |= {f"families.{params.family}.{name}": value for name, value in dataclasses.asdict(config).items()}
+    cuda = torch.cuda.is_available()
     loaded = (module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "pipeline")
-    return named | {
+    named |= {
         "data": real.fingerprint,
         "features": _sha256(path for path in paths.FEATURES.rglob("*") if path.is_file()),
         "code": _sha256(Path(file) for file in loaded if file),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
     }
+    return cast(dict[str, Any], json.loads(json.dumps(named, sort_keys=True)))
 
 
 def _sha256(files: Iterable[Path]) -> str:
@@ -209,7 +210,7 @@ def _state_folder(inputs: dict[str, Any]) -> Iterator[Path]:
         )
     root = Path(found.stdout.strip()).parent / "forgeline-state"
     root.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(inputs, sort_keys=True, indent=2)
+    text = json.dumps(inputs, indent=2)
     folder = root / hashlib.sha256(text.encode()).hexdigest()
     with locked(folder):
         known = folder / _INPUTS
@@ -224,19 +225,22 @@ def _state_folder(inputs: dict[str, Any]) -> Iterator[Path]:
 
 def _say_what_changed(inputs: dict[str, Any], root: Path) -> None:
     """Against the newest unfinished run, if there is one."""
-    unfinished = sorted(root.glob(f"*/{_INPUTS}"), key=lambda path: path.stat().st_mtime)
-    if unfinished:
-        others = json.loads(unfinished[-1].read_text())
-        changed = sorted(name for name in inputs.keys() | others.keys() if inputs.get(name) != others.get(name))
-        _say(f"starts afresh: an unfinished run is there, but with another {', '.join(changed)}")
+    with suppress(FileNotFoundError):  # it has just ended
+        unfinished = sorted(root.glob(f"*/{_INPUTS}"), key=lambda path: path.stat().st_mtime)
+        if unfinished:
+            others = json.loads(unfinished[-1].read_text())
+            changed = [name for name in sorted(inputs | others) if inputs.get(name) != others.get(name)]
+            _say(f"starts afresh: an unfinished run is there, but with another {', '.join(changed)}")
 
 
 def _forget_old(root: Path) -> None:
     """Remove the states of runs that stopped long ago and were never gone on with."""
     for folder in root.iterdir():
-        if time.time() - folder.stat().st_mtime > _KEEP_UNFINISHED_SECONDS:
-            with suppress(FailedError), locked(folder):
-                shutil.rmtree(folder)
+        with suppress(FileNotFoundError, FailedError):  # it has just ended; it is running
+            touched = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
+            if time.time() - touched > _KEEP_UNFINISHED_SECONDS:
+                with locked(folder):
+                    shutil.rmtree(folder)
 
 
 @contextmanager

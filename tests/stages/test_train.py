@@ -229,7 +229,7 @@ def test_the_outputs_are_whole_and_say_how_the_snapshot_was_chosen(workspace: Pa
         snapshots = {int(row["images_seen"]): float(row["score"]) for row in csv.DictReader(file)}
     assert list(snapshots) == [0, 160, 320, 480, 640]
     assert snapshots[model.images_seen] == min(snapshots.values()) == model.selection["score"]
-    assert model.selection["validation_images"] == 30
+    assert model.selection["real_images"] == 30
     with Path("out/training/curves.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["images_seen"]) for row in rows] == list(range(16, 641, 16))
