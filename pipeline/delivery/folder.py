@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from pipeline.delivery.stores import ForbiddenError
+from pipeline.delivery.stores import MAX_BYTES, ForbiddenError
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset.files import atomic_file
 
@@ -21,18 +21,19 @@ class FolderStore:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/") or "/"
         self.root = Path(url)
-        if self.root.exists() and not self.root.is_dir():
-            raise UserError(f"{url}: is a file; needed s3://bucket/prefix or a folder")
+        with _in_a_sentence(self.root):
+            if self.root.exists() and not self.root.is_dir():
+                raise UserError(f"{url}: is a file; needed s3://bucket/prefix or a folder")
 
-    def read(self, key: str, limit: int) -> tuple[bytes, str] | None:
+    def read(self, key: str) -> tuple[bytes, str] | None:
         path = self.root / key
         try:
             with _in_a_sentence(path), path.open("rb") as file:
-                data = file.read(limit + 1)
+                data = file.read(MAX_BYTES + 1)
         except FileNotFoundError:
             return None
-        if len(data) > limit:
-            raise FailedError(f"{path}: is larger than {limit} bytes; needed what Forgeline writes there")
+        if len(data) > MAX_BYTES:
+            raise FailedError(f"{path}: is larger than {MAX_BYTES:,} bytes; needed what Forgeline writes there")
         return data, hashlib.sha256(data).hexdigest()
 
     def chunks(self, key: str) -> Generator[bytes, None, None]:
@@ -80,7 +81,7 @@ class FolderStore:
     def swap(self, key: str, data: bytes, tag: str | None) -> bool:
         path = self.root / key
         with _in_a_sentence(path), self._locked():
-            found = self.read(key, 1 << 30)
+            found = self.read(key)
             if (found[1] if found else None) != tag:
                 return False
             with atomic_file(path) as file:

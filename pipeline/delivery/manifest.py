@@ -13,7 +13,6 @@ from pipeline.errors import FailedError, UserError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-MAX_BYTES = 1 << 22  # about 20,000 files; what is larger is not read into memory
 _MAX_DEPTH = 8
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")

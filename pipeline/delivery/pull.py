@@ -10,9 +10,9 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from pipeline.delivery.manifest import MANIFEST, MAX_BYTES, File, Manifest, check_name, is_name
+from pipeline.delivery.manifest import MANIFEST, File, Manifest, check_name, is_name
 from pipeline.delivery.release import POINTER, Pointer, in_parallel, read_manifest
-from pipeline.delivery.stores import BrokenError, Store, open_store
+from pipeline.delivery.stores import MAX_BYTES, BrokenError, Store, open_store
 from pipeline.errors import FailedError, UserError, nearest
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder, sha256_file
@@ -90,9 +90,8 @@ def _find(url: str) -> tuple[Store, Manifest, bytes]:
     if found is None:
         versions = [folder.removeprefix("v=") for folder in store.folders(f"{name}/")]
         known = [other for other in versions if other != version and is_name(other)]
-        raise UserError(
-            f"{base}/{name}: has no version '{version}'; {nearest(version, known) if known else 'nor others'}"
-        )
+        hint = f"; {nearest(version, known)}" if known else ""
+        raise UserError(f"{base}/{name}: has no version '{version}'{hint}")
     return store, *found
 
 

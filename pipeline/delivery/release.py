@@ -20,7 +20,6 @@ from pipeline.delivery.croissant import croissant
 from pipeline.delivery.description import Description, Lineage
 from pipeline.delivery.manifest import (
     MANIFEST,
-    MAX_BYTES,
     SCHEMA_VERSION,
     File,
     Manifest,
@@ -88,14 +87,16 @@ class Pointer:
     def read(cls, store: Store, name: str) -> Pointer | None:
         """None where nothing was published yet. Raises FailedError when it is not a pointer."""
         key = f"{name}/{POINTER}"
-        found = store.read(key, MAX_BYTES)
+        found = store.read(key)
         if found is None:
             return None
         content = parse_json(found[0], f"{store.url}/{key}", {"version": str, "history": list})
-        history = tuple(tuple(entry) if isinstance(entry, list) else () for entry in content["history"])
-        if [content["version"]] != [version for version, *_ in history[:1]] or not is_name(content["version"]):
-            raise FailedError(f"{store.url}/{key}: points to {content['version']!r:.99}, not a version in its history")
-        return cls(history=history, tag=found[1])
+        version, history = content["version"], content["history"]
+        if any(not isinstance(entry, list) or [type(value) for value in entry] != [str, str] for entry in history):
+            raise FailedError(f"{store.url}/{key}: history is not a list of versions and times")
+        if not is_name(version) or [version] != [former for former, _ in history[:1]]:
+            raise FailedError(f"{store.url}/{key}: points to {version!r:.99}; needed the newest of its history")
+        return cls(history=tuple((former, since) for former, since in history), tag=found[1])
 
 
 def version_id(images: ImageSet, lineage: Lineage) -> str:
@@ -128,12 +129,12 @@ def publish(
     )
     before = Pointer.read(store, name)
     caveat = None
-    new = store.read(draft.key(MANIFEST), MAX_BYTES) is None
+    new = store.read(draft.key(MANIFEST)) is None
     if new:
         draft.upload(documents)
         caveat = _caveat(store, draft.key(CHECKSUMS))
         new = draft.commit()
-    latest = [version for version, *_ in before.history] if before else []
+    latest = [version for version, _ in before.history] if before else []
     if draft.version not in latest:  # else a rerun would undo a rollback
         _swing(store, name, draft.version, before)
         latest.insert(0, draft.version)
@@ -172,7 +173,7 @@ def list_releases(store: Store) -> list[ReleaseInfo]:
 def read_manifest(store: Store, name: str, version: str) -> tuple[Manifest, bytes] | None:
     """A version's manifest and its bytes, None where none was committed. Raises FailedError when it is not right."""
     key = f"{name}/v={version}/{MANIFEST}"
-    found = store.read(key, MAX_BYTES)
+    found = store.read(key)
     if found is None:
         return None
     manifest = Manifest.parse(found[0], f"{store.url}/{key}")
@@ -239,11 +240,16 @@ class _Draft:
     def commit(self) -> bool:
         """Write the manifest of all that SHA256SUMS lists; False when another publisher of this set did before."""
         sizes = self.store.sizes(self.key(""))
-        checksums = self.store.read(self.key(CHECKSUMS), MAX_BYTES)
-        if checksums is None:
-            raise FailedError(f"{self.store.url}/{self.key(CHECKSUMS)}: was removed while it was published")
-        listed = dict(line.split("  ", 1)[::-1] for line in checksums[0].decode().splitlines())
-        listed[CHECKSUMS] = hashlib.sha256(checksums[0]).hexdigest()
+        checksums, _ = self.store.read(self.key(CHECKSUMS)) or (b"", "")
+        try:
+            listed = dict(line.split("  ", 1)[::-1] for line in checksums.decode().splitlines())
+            listed[CHECKSUMS] = hashlib.sha256(checksums).hexdigest()
+            files = [File(path=path, bytes=sizes[self.key(path)], sha256=listed[path]) for path in sorted(listed)]
+        except (ValueError, KeyError):
+            raise FailedError(
+                f"{self.store.url}/{self.key(CHECKSUMS)}: does not list what is there; needed that nobody else writes "
+                "or removes files of a version"
+            ) from None
         manifest = Manifest(
             name=self.name,
             version=self.version,
@@ -255,16 +261,14 @@ class _Draft:
             classes=self.images.classes,
             images=sum(map(sum, self.images.counts.values())),
             fingerprint=self.images.fingerprint,
-            files=tuple(
-                File(path=path, bytes=sizes[self.key(path)], sha256=sha256) for path, sha256 in sorted(listed.items())
-            ),
+            files=tuple(files),
             lineage=asdict(self.description.lineage),
         )
         data = manifest.to_json()
         # A store that ignores conditions still never overwrites what is seen to be there.
-        if self.store.read(self.key(MANIFEST), MAX_BYTES) is None and self.store.create(self.key(MANIFEST), data):
+        if self.store.read(self.key(MANIFEST)) is None and self.store.create(self.key(MANIFEST), data):
             return True
-        found = self.store.read(self.key(MANIFEST), MAX_BYTES)
+        found = self.store.read(self.key(MANIFEST))
         return found is not None and found[0] == data  # ours, and only the answer to it was lost
 
 
@@ -288,7 +292,7 @@ def _settle(store: Store, key: str, source: bytes | Path, there: Mapping[str, in
 
 def _caveat(store: Store, key: str) -> str | None:
     """One sentence where the store ignores conditions, tried by writing to an object the bytes that it holds."""
-    found = store.read(key, MAX_BYTES)
+    found = store.read(key)
     if found is None or all(keeps_conditions(store, key, found[0])):
         return None
     return (

@@ -16,7 +16,7 @@ import boto3.session
 from botocore import exceptions
 from botocore.config import Config
 
-from pipeline.delivery.stores import BrokenError, ForbiddenError
+from pipeline.delivery.stores import MAX_BYTES, BrokenError, ForbiddenError
 from pipeline.errors import FailedError, UserError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class S3Store:
         self.url = f"s3://{self.bucket}/{prefix}".rstrip("/")
         config = Config(
             connect_timeout=4,
-            read_timeout=60,
+            read_timeout=30,
             retries={"mode": "standard", "total_max_attempts": 3},
             max_pool_connections=32,
             # Content-MD5 guards what is sent and sha256 what is read; not every server knows the newer checksums.
@@ -54,16 +54,18 @@ class S3Store:
         with self._in_a_sentence():
             self.client: S3Client = boto3.session.Session().client("s3", config=config)
 
-    def read(self, key: str, limit: int) -> tuple[bytes, str] | None:
+    def read(self, key: str) -> tuple[bytes, str] | None:
         try:
             with self._in_a_sentence():
                 answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)
-                data = answer["Body"].read(limit + 1)
+                data = answer["Body"].read(MAX_BYTES + 1)
                 answer["Body"].close()
         except self.client.exceptions.NoSuchKey:
             return None
-        if len(data) > limit:
-            raise FailedError(f"{self.url}/{key}: is larger than {limit} bytes; needed what Forgeline writes there")
+        if len(data) > MAX_BYTES:
+            raise FailedError(
+                f"{self.url}/{key}: is larger than {MAX_BYTES:,} bytes; needed what Forgeline writes there"
+            )
         return data, answer["ETag"]
 
     def chunks(self, key: str) -> Generator[bytes, None, None]:
@@ -96,7 +98,7 @@ class S3Store:
             return self._put(key, data, {"IfNoneMatch": "*"})
         if self._put(key, data, {"IfMatch": tag}):
             return True
-        found = self.read(key, 1 << 20)
+        found = self.read(key)
         # Ceph RGW 16 wants the tag without its quotes and else calls every one stale.
         return found is not None and found[1] == tag and self._put(key, data, {"IfMatch": tag.strip('"')})
 

@@ -11,6 +11,8 @@ from typing import Protocol
 
 from pipeline.errors import FailedError, UserError
 
+MAX_BYTES = 1 << 22  # of a manifest, pointer or list of checksums; what is larger is not read into memory
+
 
 class ForbiddenError(FailedError):
     """The store refuses these credentials."""
@@ -25,8 +27,8 @@ class Store(Protocol):
 
     url: str
 
-    def read(self, key: str, limit: int) -> tuple[bytes, str] | None:
-        """A small object and its tag, None where there is none. Raises FailedError above `limit` bytes."""
+    def read(self, key: str) -> tuple[bytes, str] | None:
+        """A small object and its tag, None where there is none. Raises FailedError above MAX_BYTES."""
 
     def chunks(self, key: str) -> Generator[bytes, None, None]:
         """The object's bytes, a megabyte or less at a time."""
@@ -84,7 +86,7 @@ def check(store: Store) -> Promises:
         return Promises(read=read, write=False, create=False, swap=False)
     try:
         creates, swaps = keeps_conditions(store, key, b"a probe; may be removed")
-        found = store.read(key, 1000)
+        found = store.read(key)
         swaps = swaps and found is not None and store.swap(key, b"a swapped probe; may be removed", found[1])
     except ForbiddenError:
         return Promises(read=False, write=True, create=False, swap=False)

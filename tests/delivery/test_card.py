@@ -62,7 +62,7 @@ def test_nothing_of_the_publishers_machine_is_in_it(pulled: Path, tmp_path: Path
 def test_a_card_of_a_bucket_says_where_it_is(s3_url: str, images, description) -> None:
     store = open_store(s3_url)
     published = publish(store, "digits", images.root, description=description, documents={})
-    text = store.read(f"digits/v={published.version}/README.md", 1 << 20)[0].decode()
+    text = store.read(f"digits/v={published.version}/README.md")[0].decode()
     assert f"aws s3 cp --recursive {published.url} digits" in text
     assert f"forgeline pull {s3_url}/digits@{published.version} digits" in text
 

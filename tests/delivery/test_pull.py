@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.delivery import open_store, publish, pull, verify
-from pipeline.delivery.manifest import MAX_BYTES, to_json
+from pipeline.delivery.manifest import to_json
+from pipeline.delivery.stores import MAX_BYTES
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet
 
@@ -42,7 +43,7 @@ def test_what_is_pulled_is_what_was_published(url: str, version: str, images, tm
     assert pulled.fingerprint == images.fingerprint
     assert pulled.table("train").equals(images.table("train"))
     assert (found / "evaluation" / "metrics.json").read_bytes() == b"{}\n"
-    manifest = open_store(url).read(f"digits/v={version}/manifest.json", MAX_BYTES)[0]
+    manifest = open_store(url).read(f"digits/v={version}/manifest.json")[0]
     assert (found / "manifest.json").read_bytes() == manifest
 
 

@@ -16,15 +16,19 @@ from urllib.parse import unquote
 
 import boto3
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.delivery import list_releases, open_store, publish, verify
+from pipeline.delivery.release import Pointer
 from pipeline.errors import FailedError, UserError
 
+JSON = st.recursive(st.none() | st.integers() | st.text(max_size=3), lambda inner: st.lists(inner, max_size=3))
 DOCUMENTS = {"params.yaml": b"train: {}\n", "evaluation/metrics.json": b"{}\n"}
 
 
 def pointer(store) -> dict:
-    return json.loads(store.read("digits/latest.json", 1 << 20)[0])
+    return json.loads(store.read("digits/latest.json")[0])
 
 
 def contents(store, prefix: str = "digits/") -> dict[str, bytes]:
@@ -130,9 +134,28 @@ def test_what_an_earlier_attempt_damaged_is_not_committed(url: str, tmp_path: Pa
     assert list_releases(store) == []
 
 
+def test_a_card_that_an_earlier_attempt_left_serves(url: str, tmp_path: Path, images, description) -> None:
+    elsewhere, store = open_store(str(tmp_path / "elsewhere")), open_store(url)
+    version = publish(elsewhere, "digits", images.root, description=description, documents={}).version
+    store.create(f"digits/v={version}/README.md", b"# Of the commit before\n")
+    publish(store, "digits", images.root, description=description, documents={})
+    assert store.read(f"digits/v={version}/README.md")[0] == b"# Of the commit before\n"
+    verify(f"{url}/digits")
+
+
+@pytest.mark.parametrize("content", [b"no list", b"\xff", b"%s  README.md\n" % (b"0" * 64)])
+def test_a_list_of_what_is_not_there_is_not_committed(tmp_path: Path, images, description, content: bytes) -> None:
+    elsewhere, store = open_store(str(tmp_path / "elsewhere")), open_store(str(tmp_path / "releases"))
+    version = publish(elsewhere, "digits", images.root, description=description, documents={}).version
+    store.create(f"digits/v={version}/SHA256SUMS", content)
+    with pytest.raises(FailedError, match="SHA256SUMS: does not list what is there"):
+        publish(store, "digits", images.root, description=description, documents={})
+    assert list_releases(store) == []
+
+
 def check_what_a_reader_sees(store) -> bool:
     """Whether there is a release; if there is, every byte of it must be right."""
-    if store.read("digits/latest.json", 1 << 20) is None:
+    if store.read("digits/latest.json") is None:
         return False
     folder = f"digits/v={pointer(store)['version']}/"
     found = contents(store, folder)
@@ -303,6 +326,22 @@ def test_a_pointer_that_is_none_is_refused(tmp_path: Path, content: bytes) -> No
     store.create("digits/latest.json", content)
     with pytest.raises(FailedError, match=r"digits/latest\.json: "):
         list_releases(store)
+
+
+@given(history=JSON, version=st.text(max_size=5))
+def test_any_pointer_is_read_or_refused_in_a_sentence(history: object, version: str) -> None:
+    class Holding:
+        url = "store"
+
+        def read(self, key: str) -> tuple[bytes, str]:
+            return json.dumps({"schema_version": 1, "version": version, "history": history}).encode(), "tag"
+
+    try:
+        found = Pointer.read(Holding(), "digits")
+    except FailedError:
+        return
+    assert found.version == version
+    assert all(isinstance(since, str) for _, since in found.history)
 
 
 @pytest.mark.parametrize("version", ["../../elsewhere", "s3://other/v=1", "/etc", ""])

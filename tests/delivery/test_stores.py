@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.delivery import check, open_store
+from pipeline.delivery.stores import MAX_BYTES
 from pipeline.errors import FailedError, UserError
 
 
@@ -20,7 +21,7 @@ def test_an_object_is_created_once(url: str) -> None:
     store = open_store(url)
     assert store.create("digits/a", b"first")
     assert not store.create("digits/a", b"second")
-    assert store.read("digits/a", 100)[0] == b"first"
+    assert store.read("digits/a")[0] == b"first"
 
 
 def test_a_file_arrives_as_it_is(url: str, tmp_path: Path) -> None:
@@ -45,19 +46,19 @@ def test_a_swap_needs_the_tag_that_was_read(url: str) -> None:
     store = open_store(url)
     assert store.swap("digits/p", b"one", None)
     assert not store.swap("digits/p", b"two", None)
-    _, tag = store.read("digits/p", 100)
+    _, tag = store.read("digits/p")
     assert store.swap("digits/p", b"two", tag)
     assert not store.swap("digits/p", b"three", tag)
-    assert store.read("digits/p", 100)[0] == b"two"
+    assert store.read("digits/p")[0] == b"two"
 
 
 def test_a_swap_of_what_was_removed_is_refused(url: str) -> None:
     store = open_store(url)
     store.create("digits/p", b"one")
-    _, tag = store.read("digits/p", 100)
+    _, tag = store.read("digits/p")
     store.delete("digits/p")
     assert not store.swap("digits/p", b"two", tag)
-    assert store.read("digits/p", 100) is None
+    assert store.read("digits/p") is None
 
 
 def test_of_many_who_create_one_wins(url: str) -> None:
@@ -65,29 +66,29 @@ def test_of_many_who_create_one_wins(url: str) -> None:
     with ThreadPoolExecutor(16) as pool:
         won = list(pool.map(lambda index: store.create("digits/a", b"%d" % index), range(16)))
     assert sum(won) == 1
-    assert store.read("digits/a", 100)[0] == b"%d" % won.index(True)
+    assert store.read("digits/a")[0] == b"%d" % won.index(True)
 
 
 def test_of_many_who_swap_one_wins(url: str) -> None:
     store = open_store(url)
     store.create("digits/p", b"before")
-    _, tag = store.read("digits/p", 100)
+    _, tag = store.read("digits/p")
     with ThreadPoolExecutor(16) as pool:
         won = list(pool.map(lambda index: store.swap("digits/p", b"%d" % index, tag), range(16)))
     assert sum(won) == 1
-    assert store.read("digits/p", 100)[0] == b"%d" % won.index(True)
+    assert store.read("digits/p")[0] == b"%d" % won.index(True)
 
 
 def test_what_is_larger_than_it_may_be_is_not_read(url: str) -> None:
     store = open_store(url)
-    store.create("digits/a", b"x" * 101)
-    with pytest.raises(FailedError, match="digits/a: is larger than 100 bytes"):
-        store.read("digits/a", 100)
+    store.create("digits/a", b"x" * (MAX_BYTES + 1))
+    with pytest.raises(FailedError, match="digits/a: is larger than 4,194,304 bytes"):
+        store.read("digits/a")
 
 
 def test_a_missing_object_is_named(url: str) -> None:
     store = open_store(url)
-    assert store.read("digits/a", 100) is None
+    assert store.read("digits/a") is None
     with pytest.raises(FailedError, match="digits/a: is missing"):
         list(store.chunks("digits/a"))
 
@@ -146,7 +147,7 @@ def test_bytes_that_change_on_the_way_are_refused(proxy, s3_url: str) -> None:
     store = open_store(s3_url)
     with pytest.raises(FailedError, match="PutObject failed with 400"):
         store.create("digits/a", b"x")
-    assert store.read("digits/a", 100) is None
+    assert store.read("digits/a") is None
 
 
 @pytest.mark.parametrize("words", ["", "gs://bucket/prefix", "https://host/bucket", "s3://"])
