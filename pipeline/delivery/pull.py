@@ -19,6 +19,7 @@ from pipeline.imageset.files import atomic_folder, sha256_file
 from pipeline.progress import ProgressLine
 
 _TRIES = 3
+_NAMED = 10  # wrong files, in the sentence that verifying ends with
 
 
 def pull(url: str, dest: Path) -> Path:
@@ -133,15 +134,12 @@ def _verify_folder(root: Path) -> Manifest:
         raise FailedError(f"{path}: is larger than {MAX_BYTES} bytes; needed what Forgeline writes there")
     manifest = Manifest.parse(path.read_bytes(), str(path))
     wrong = [f"{file.path} {problem}" for file in manifest.files if (problem := _problem(root / file.path, file))]
-    wrong += [
-        f"{extra} is not in {MANIFEST}"
-        for extra in sorted(found.relative_to(root).as_posix() for found in root.rglob("*") if not found.is_dir())
-        if extra not in {MANIFEST, *(file.path for file in manifest.files)}
-    ]
+    found = {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()}
+    extra = found - {MANIFEST, *(file.path for file in manifest.files)}
+    wrong += [f"{name} is not in {MANIFEST}" for name in sorted(extra)]
     if wrong:
-        raise FailedError(
-            f"{root}: {'; '.join(wrong[:10])}{f'; and {len(wrong) - 10} more' if len(wrong) > 10 else ''}"
-        )
+        more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        raise FailedError(f"{root}: {'; '.join(wrong[:_NAMED])}{more}")
     images = ImageSet.open(root)
     images.verify()
     if (images.fingerprint, images.classes) != (manifest.fingerprint, manifest.classes):
