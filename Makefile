@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DO_NOT_TRACK := 1
+# A run starts dozens of Pythons: where bytecode is not kept, each compiles Great Expectations or torch anew, for 10 s.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test lint format constraints clean
 

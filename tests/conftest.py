@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.update(
@@ -17,3 +18,8 @@ os.environ.update(
 # A slow machine is no reason to fail.
 settings.register_profile("forgeline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("forgeline")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The whole pipeline first: it is the longest, and one worker's."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
