@@ -95,7 +95,7 @@ for line in sys.stdin:
 """
 
     def __init__(self, workspace: Path) -> None:
-        self.workspace, self.log = workspace, workspace / "log"
+        self.workspace, self.log, self.running = workspace, workspace / "log", -1
         with self.log.open("w") as log:
             self.server = subprocess.Popen(
                 [sys.executable, "-c", self._SERVER],
@@ -143,6 +143,9 @@ for line in sys.stdin:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Nothing is left running, also when the test has failed midway."""
+        if Path(f"/proc/{self.running}").exists():
+            os.kill(self.running, signal.SIGKILL)
         self.server.communicate()
 
 
@@ -211,8 +214,7 @@ def test_with_changed_settings_it_starts_afresh_and_says_what_changed(workspace:
 def test_two_runs_with_the_same_inputs_do_not_meet(workspace: Path) -> None:
     with Command(workspace) as command, Command(workspace) as other:
         command.start(_document(images=100_000_000))
-        while not _states(workspace):
-            time.sleep(0.01)
+        command.wait_for_a_new_checkpoint()
         other.start(_document(images=100_000_000))
         assert other.status() == 1
         assert command.stop_midway(signal.SIGTERM) == 128 + signal.SIGTERM
