@@ -20,7 +20,7 @@ demo: $(VENV)/installed-train
 	forgeline run
 
 test: $(VENV)/installed-dev
-	pytest -n 2 --dist loadgroup
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev
 	ruff check .
