@@ -124,10 +124,13 @@ def test_dvc_shows_numbers_changes_and_plots(workspace: Workspace) -> None:
 
 
 def test_a_parameter_reruns_its_stage_and_what_depends_on_it_and_nothing_else(workspace: Workspace) -> None:
-    workspace.set("augment.spread", 1.1)
+    workspace.set("augment.seed", 4)
     output = workspace.run("dvc", "repro")
     ran = set(re.findall(r"^Running stage '(.*)'", output, re.MULTILINE))
     assert ran == {"source", "augment", "validate@synthetic", "evaluate@synthetic", "utility"}
+    workspace.set("augment.seed", 3)
+    restored = workspace.run("dvc", "repro")
+    assert set(re.findall(r"^Running stage '(.*)'", restored, re.MULTILINE)) == {"source"}
 
 
 def test_the_release_is_listed_pulled_and_verified(workspace: Workspace) -> None:
