@@ -67,7 +67,7 @@ class Params:
     choosing_seeds: int = 2
     images_seen: int = 20_000
     learning_rates: tuple[float, ...] = (0.005, 0.02)
-    synthetic_shares: tuple[float, ...] = (0.5, 0.8)
+    synthetic_shares: tuple[float, ...] = (0.3, 0.7)
     width: int = 16  # channels of the first layer
     flip: bool = False  # whether a mirror image keeps its class
 
