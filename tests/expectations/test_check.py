@@ -12,8 +12,6 @@ from pipeline.expectations.check import check
 from pipeline.expectations.suites import real_suite, with_counts
 from pipeline.expectations.thresholds import Thresholds
 
-pytestmark = pytest.mark.xdist_group("great_expectations")  # imported once: it takes seconds
-
 
 def test_a_suite_without_expectations_fails(real: pd.DataFrame) -> None:
     report = check(real, ExpectationSuite(name="empty"))

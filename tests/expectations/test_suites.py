@@ -12,8 +12,6 @@ from pipeline.expectations.check import check
 from pipeline.expectations.suites import real_suite, synthetic_suite, with_counts
 from pipeline.expectations.thresholds import Thresholds
 
-pytestmark = pytest.mark.xdist_group("great_expectations")  # imported once: it takes seconds
-
 THRESHOLDS = Thresholds(min_images=60, min_images_per_class=5, max_constant_fraction=0.05, min_confidence=0.6)
 Damage = Callable[[pd.DataFrame], pd.DataFrame]
 

@@ -12,8 +12,6 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.flows import load_flow_from_entrypoint
 
-pytestmark = pytest.mark.xdist_group("prefect")  # one server, in one worker
-
 ROOT = Path(__file__).parents[2]
 
 

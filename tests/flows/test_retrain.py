@@ -19,8 +19,6 @@ from flows.artifacts import METRICS, SAMPLES, UTILITY
 from flows.retrain import RunResult, retrain
 from pipeline.errors import UserError
 
-pytestmark = pytest.mark.xdist_group("prefect")  # one server, in one worker
-
 Workspace = Callable[[str], Path]
 
 STAGES = """

@@ -19,8 +19,6 @@ from prefect.client.schemas.sorting import FlowRunSort
 from flows.run import run
 from pipeline.errors import FailedError, UserError
 
-pytestmark = pytest.mark.xdist_group("prefect")  # one server, in one worker
-
 Workspace = Callable[[str], Path]
 
 WAITS = "  one: {cmd: sleep 600 & echo $!; echo $$; wait}\n"

@@ -16,8 +16,6 @@ from pipeline.imageset.manifest import write_manifest
 from pipeline.params import Document
 from pipeline.stages import validate
 
-pytestmark = pytest.mark.xdist_group("great_expectations")  # imported once: it takes seconds
-
 DOCUMENT = Document({"validate": {"min_images": 30, "min_images_per_class": 5}})
 
 
