@@ -96,7 +96,7 @@ class Family(family.Family):
         real_scores, fake_scores = self.discriminator(both, real.labels.repeat(2)).chunk(2)
         loss = self.objective.discriminator(real_scores, fake_scores)
         if weight := config.r1_gamma * penalties.lazy(progress.step, config.r1_every):
-            penalty = penalties.r1(lambda images: self.discriminator(images, real.labels), images)
+            penalty = penalties.r1(lambda shown: self.discriminator(shown, real.labels), images)
             loss = loss + weight * penalty
         progress.charts["real_accuracy"] = (real_scores > 0).float().mean()
         progress.charts["fake_accuracy"] = (fake_scores < 0).float().mean()

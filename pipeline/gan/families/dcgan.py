@@ -26,6 +26,9 @@ from pipeline.gan.layers import LabelJoin, NoiseGenerator, ProjectionScore
 class Config(family.Config):
     """`families.dcgan` of params.yaml."""
 
+    learning_rate: float = 2e-4  # this and the betas as in the paper
+    beta1: float = 0.5
+    beta2: float = 0.999
     class_conditional: bool = True
     objective: Literal["non_saturating", "hinge"] = "non_saturating"
     latent_size: int = 100
@@ -117,7 +120,7 @@ class Family(family.Family):
             fake_scores = self.discriminator(fakes.detach(), real.labels)
         loss = self.objective.discriminator(real_scores, fake_scores)
         if weight := config.r1_gamma * penalties.lazy(progress.step, config.r1_every):
-            penalty = penalties.r1(lambda images: self.discriminator(images, real.labels), images)
+            penalty = penalties.r1(lambda shown: self.discriminator(shown, real.labels), images)
             loss = loss + weight * penalty
         progress.charts["real_accuracy"] = (real_scores > 0).float().mean()
         progress.charts["fake_accuracy"] = (fake_scores < 0).float().mean()
