@@ -19,6 +19,7 @@ from pipeline.gan.family import ImageSpec, load_family
 from pipeline.gan.model import Model
 from pipeline.imageset import ImageSet, Row, write_imageset
 from pipeline.metrics.judges import Judges
+from pipeline.metrics.parzen import parzen
 from pipeline.params import Document
 from pipeline.stages import evaluate as stage
 from pipeline.stages import features
@@ -193,6 +194,20 @@ def test_both_sides_of_the_floor_have_equal_counts_and_the_protocol_says_so(judg
     assert protocol["fidelity"]["real"] == "150 of 150 bars"
 
 
+def test_the_parzen_log_likelihood_stands_beside_that_of_real_images(judges: Judges) -> None:
+    params, validation = Params(max_images=300, parzen_samples=200), bars_of(2000, 5)
+    found = evaluate(
+        TRAIN, TRAIN, HELD_OUT, classes=CLASSES, judges=judges, params=params, validation=validation
+    ).metrics
+    assert found["parzen"] == parzen(TRAIN.images[:200], validation.draw(1000, 2).images, HELD_OUT.images)
+    assert found["parzen_real"]["sigma"] == found["parzen"]["sigma"]
+    assert found["parzen_real"]["log_likelihood"] == pytest.approx(found["parzen"]["log_likelihood"], abs=1)
+    entry = found["protocol"][-1]
+    assert entry["measures"] == ["parzen", "parzen_real"]
+    assert (entry["generated"], entry["real"]) == ("200 of 240 bars", "150 bars")
+    assert entry["sigma"] == "the best of 10 from logspace(-1, 0) on 1000 of 2000 bars"
+
+
 def test_fewer_images_than_dimensions_are_refused_in_one_sentence(judges: Judges) -> None:
     with pytest.raises(UserError, match=r"^the generated set has 10 images; needed more than the 16 dimensions"):
         measure(bars_of(10, 4), judges)
@@ -234,6 +249,14 @@ def test_every_block_of_numbers_has_its_protocol(workspace: Path, which: str) ->
         assert word in text
     about = json.loads((paths.FEATURES / "features.json").read_text())["classifiers"]
     assert protocol[0]["extractor_sha256"] == about["extractor.safetensors"]["sha256"]
+
+
+def test_a_models_parzen_log_likelihood_is_measured_where_it_is_asked_for(workspace: Path) -> None:
+    metrics = json.loads((run("model", parzen_samples=200) / "metrics.json").read_text())
+    assert metrics["parzen"]["log_likelihood"] < metrics["parzen_real"]["log_likelihood"]
+    assert "200 of 300 unfiltered samples of the conditional model" in metrics["protocol"][-1]["generated"]
+    assert "on 30 of 30 real images (validation split of" in metrics["protocol"][-1]["sigma"]
+    assert "parzen" not in json.loads((run("synthetic", parzen_samples=200) / "metrics.json").read_text())
 
 
 def test_a_model_is_measured_beside_itself_before_training(workspace: Path) -> None:
@@ -293,6 +316,7 @@ def test_another_kind_of_images_is_refused_and_the_older_report_stays(
     [
         ({"seed": -1}, r"evaluate\.seed is -1; needed at least 0"),
         ({"max_images": 5}, r"evaluate\.max_images is 5; needed at least 100"),
+        ({"parzen_samples": 20_000}, r"evaluate\.parzen_samples is 20000; needed 0 to 10000, the max_images"),
         ({"threads": 0}, r"evaluate\.threads is 0; needed at least 1"),
         ({"max_image": 500}, r"evaluate\.max_image is not a setting; did you mean 'max_images'"),
     ],
