@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 
 def linear_fall(images_seen: int, total_images: int, start: float) -> float:
     """A factor in [0, 1]: 1 until the share `start` of the run, then straight down to 0 at its end."""
     share = images_seen / total_images
     return 1.0 if share <= start else max(0.0, (1.0 - share) / (1.0 - start))
+
+
+def cosine(images_seen: int, total_images: int, begin: float, end: float, until: float) -> float:
+    """From `begin` along half a cosine to `end` at the share `until` (above 0) of the run, and `end` from then on.
+
+    Huang et al. 2024 (R3GAN), appendix: the schedule of its learning rate, β2, γ and augmentation.
+    """
+    share = min(1.0, images_seen / (until * total_images))
+    return end + (begin - end) * (1 + math.cos(math.pi * share)) / 2
 
 
 def ema_decay(images_seen: int, batch_images: int, halflife_images: float, ramp: float) -> float:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.gan.schedules import ema_decay, linear_fall
+from pipeline.gan.schedules import cosine, ema_decay, linear_fall
 
 
 @pytest.mark.parametrize(("seen", "factor"), [(0, 1.0), (500, 1.0), (750, 0.5), (900, 0.2), (1000, 0.0), (1063, 0.0)])
 def test_the_fall_is_flat_then_straight_to_zero(seen: int, factor: float) -> None:
     assert linear_fall(seen, 1000, start=0.5) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(("seen", "value"), [(0, 4.0), (100, 3.5), (150, 3.0), (300, 2.0), (301, 2.0), (1000, 2.0)])
+def test_the_cosine_leaves_and_arrives_flat(seen: int, value: float) -> None:
+    assert cosine(seen, 1000, begin=4.0, end=2.0, until=0.3) == pytest.approx(value)
 
 
 def test_after_one_halflife_half_of_the_old_average_is_left() -> None:
