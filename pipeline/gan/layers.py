@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.gan.batches import Batch
+from pipeline.gan.batches import Batch, Draws
 from pipeline.gan.family import Generator
 
 
@@ -16,8 +16,12 @@ class NoiseGenerator(Generator):
         super().__init__()
         self.latent_size, self.conditional = latent_size, conditional
 
+    def latents(self, draws: Draws) -> Tensor:
+        """(B, latent_size), with mean 0 and standard deviation 1."""
+        return draws.normal(self.latent_size)
+
     def sample_like(self, batch: Batch, spread: float = 1.0) -> Tensor:
-        images: Tensor = self(batch.draws.normal(self.latent_size) * spread, batch.labels)
+        images: Tensor = self(self.latents(batch.draws) * spread, batch.labels)
         return images
 
 
@@ -39,7 +43,7 @@ class LabelJoin(nn.Module):
 class ProjectionScore(nn.Module):
     """Scores (B,) of features φ (B, D) under labels y (B,): w·φ + b + ⟨v_y, φ⟩. Miyato & Koyama 2018, equation 3.
 
-    With 0 classes the linear score alone.
+    With 0 classes the linear score alone. Always in the precision of the weights, under autocast too.
     """
 
     def __init__(self, features: int, classes: int) -> None:
@@ -48,5 +52,14 @@ class ProjectionScore(nn.Module):
         self.embedding = nn.Embedding(classes, features) if classes else None
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        scores: Tensor = self.linear(features).squeeze(1)
-        return scores if self.embedding is None else scores + (self.embedding(labels) * features).sum(1)
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(self.linear.weight.dtype)
+            scores: Tensor = self.linear(features).squeeze(1)
+            return scores if self.embedding is None else scores + (self.embedding(labels) * features).sum(1)
+
+
+def dropout(units: Tensor, share: float, draws: Draws) -> Tensor:
+    """Units (B, D), each 0 with probability `share` and else divided by 1 - share. Srivastava et al. 2014."""
+    if not share:
+        return units
+    return units * (draws.uniform(units.shape[1]) >= share) / (1 - share)

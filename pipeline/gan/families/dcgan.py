@@ -8,40 +8,36 @@ into the generator with the latent and into the discriminator by projection (Miy
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.gan import family, objectives, penalties
-from pipeline.gan.batches import Batch
-from pipeline.gan.diffaugment import Policy, augment
-from pipeline.gan.family import ImageSpec, Progress, at_least
+from pipeline.gan import game
+from pipeline.gan.family import ImageSpec, at_least
 from pipeline.gan.layers import LabelJoin, NoiseGenerator, ProjectionScore
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(family.Config):
+class Config(game.Config):
     """`families.dcgan` of params.yaml."""
 
     learning_rate: float = 2e-4  # this and the betas as in the paper
     beta1: float = 0.5
     beta2: float = 0.999
-    class_conditional: bool = True
-    objective: Literal["non_saturating", "hinge"] = "non_saturating"
-    latent_size: int = 100
     embedding_size: int = 32  # of the label, where it is joined to the latent
     width: int = 64  # channels at half the image's size; twice as many at each smaller size, at most 8 times
-    r1_gamma: float = 0.0
-    r1_every: int = 16  # steps
-    augment: tuple[Policy, ...] = ()  # DiffAugment: color, translation, cutout
-    precision: Literal["bfloat16", "float32"] = "bfloat16"  # of convolutions while training
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, latent_size=1, embedding_size=1, width=1, r1_gamma=0, r1_every=1)
+        at_least(self, embedding_size=1, width=1)
+        if self.gradient_penalty:
+            raise ValueError(
+                f"gradient_penalty is {self.gradient_penalty}; needed 0 with batch normalization in the discriminator, "
+                "where a score depends on the other images too; wgan_gp has none"
+            )
 
 
 def _channels(config: Config, spec: ImageSpec) -> list[int]:
@@ -97,35 +93,9 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         scores: Tensor = self.score(self.layers(images), labels)
-        return scores.float()
+        return scores
 
 
-class Family(family.Family):
-    config: Config
-
+class Family(game.Family):
     def __init__(self, config: Config, spec: ImageSpec) -> None:
-        super().__init__()
-        self.config = config
-        self.generator = Generator(config, spec)
-        self.discriminator = Discriminator(config, spec)
-        self.objective: objectives.Objective = getattr(objectives, config.objective)
-
-    def losses(self, real: Batch, progress: Progress) -> Iterator[tuple[str, Tensor]]:
-        config = self.config
-        precision = torch.autocast(real.images.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-        with precision:
-            fakes = augment(self.generator.sample_like(real), config.augment, real.draws)
-            images = augment(real.images, config.augment, real.draws)
-            real_scores = self.discriminator(images, real.labels)
-            fake_scores = self.discriminator(fakes.detach(), real.labels)
-        loss = self.objective.discriminator(real_scores, fake_scores)
-        if weight := config.r1_gamma * penalties.lazy(progress.step, config.r1_every):
-            penalty = penalties.r1(lambda shown: self.discriminator(shown, real.labels), images)
-            loss = loss + weight * penalty
-        progress.charts["real_accuracy"] = (real_scores > 0).float().mean()
-        progress.charts["fake_accuracy"] = (fake_scores < 0).float().mean()
-        yield "discriminator", loss
-
-        with precision:
-            fake_scores = self.discriminator(fakes, real.labels)
-        yield "generator", self.objective.generator(real_scores.detach(), fake_scores)
+        super().__init__(config, Generator(config, spec), Discriminator(config, spec))

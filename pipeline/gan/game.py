@@ -1,0 +1,128 @@
+"""The game that most families play: a generator of images from noise against one discriminator.
+
+A family that plays it gives the two networks and its defaults, and overrides what it does in another way. What is
+here is what papers share: objective, penalties, discriminator steps, augmentation, precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.gan import diffaugment, family, objectives, penalties
+from pipeline.gan.batches import Batch, Draws
+from pipeline.gan.family import Generator, Progress, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(family.Config):
+    """The settings that every family of this game has."""
+
+    lipschitz: ClassVar[bool] = False  # whether the family bounds the critic's slope in a way of its own
+
+    class_conditional: bool = True
+    latent_size: int = 100
+    objective: objectives.Name = "non_saturating"
+    label_smoothing: float = 0.0  # one-sided: real images have the target 1 - this
+    discriminator_steps: int = 1  # for each step of the generator
+    r1_gamma: float = 0.0  # on real images
+    r2_gamma: float = 0.0  # on generated images
+    gradient_penalty: float = 0.0  # λ, between real and generated images
+    penalty_every: int = 16  # discriminator steps; the weights make up for the steps without
+    augment: tuple[diffaugment.Policy, ...] = ()  # DiffAugment: color, translation, cutout
+    precision: Literal["bfloat16", "float32"] = "float32"  # of the networks while training
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, latent_size=1, label_smoothing=0, discriminator_steps=1, penalty_every=1)
+        at_least(self, r1_gamma=0, r2_gamma=0, gradient_penalty=0)
+        if self.label_smoothing >= 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; needed below 1")
+        if self.label_smoothing and self.objective not in ("minimax", "non_saturating"):
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing}; needed 0 with the {self.objective} objective, "
+                "whose scores are not probabilities"
+            )
+        bound = self.lipschitz or self.r1_gamma or self.r2_gamma or self.gradient_penalty
+        if self.objective == "wasserstein" and not bound:
+            raise ValueError(
+                "objective is wasserstein; needed a gradient_penalty, r1_gamma or r2_gamma above 0 with it, "
+                "since nothing else holds the critic's slope"
+            )
+
+
+class Family(family.Family):
+    """A generator and a discriminator (images (B, C, H, W), labels (B,)) → raw scores (B,)."""
+
+    config: Config
+    discriminator: nn.Module
+
+    def __init__(self, config: Config, generator: Generator, discriminator: nn.Module) -> None:
+        super().__init__()
+        self.config, self.generator, self.discriminator = config, generator, discriminator
+        self.objective: objectives.Objective = getattr(objectives, config.objective)
+
+    def augment(self, images: Tensor, draws: Draws) -> Tensor:
+        """What the discriminator is shown instead of these images, real or generated."""
+        return diffaugment.augment(images, self.config.augment, draws)
+
+    def score(self, images: Tensor, like: Batch) -> Tensor:
+        """The discriminator's raw scores (B,) of images under the labels of a batch, which has draws for it too."""
+        scores: Tensor = self.discriminator(images, like.labels)
+        return scores
+
+    def penalty_weights(self, progress: Progress) -> tuple[float, float, float]:
+        """The γ of R1, the γ of R2 and the λ of the gradient penalty at this point of the run."""
+        return self.config.r1_gamma, self.config.r2_gamma, self.config.gradient_penalty
+
+    def losses(self, real: Batch, progress: Progress) -> Iterator[tuple[str, Tensor]]:
+        config, objective = self.config, self.objective
+        generator_steps = (progress.step + 1) % config.discriminator_steps == 0
+        autocast = torch.autocast(real.images.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+        with autocast, torch.set_grad_enabled(generator_steps):
+            fakes = self.augment(self.generator.sample_like(real).to(real.images.dtype), real.draws)
+        with autocast:
+            images = self.augment(real.images, real.draws)
+            real_scores, fake_scores = self.score(images, real), self.score(fakes.detach(), real)
+        loss = objective.discriminator(real_scores, fake_scores)
+        if config.label_smoothing:
+            loss = loss + objectives.smoothing(real_scores, config.label_smoothing)
+        if often := penalties.lazy(progress.step, config.penalty_every):
+            loss = loss + often * self._penalty(images, fakes, real, progress)
+        self._chart(progress, real_scores, fake_scores)
+        yield "discriminator", loss
+
+        if generator_steps:
+            with autocast:
+                fake_scores = self.score(fakes, real)
+                if objective.boundary is None:  # scores that are compared must come from the same discriminator
+                    real_scores = self.score(images, real)
+            yield "generator", objective.generator(real_scores.detach(), fake_scores)
+
+    def _penalty(self, images: Tensor, fakes: Tensor, real: Batch, progress: Progress) -> Tensor:
+        def score(shown: Tensor) -> Tensor:
+            return self.score(shown, real)
+
+        r1_gamma, r2_gamma, weight = self.penalty_weights(progress)
+        total = images.new_zeros(())
+        if r1_gamma:
+            total = total + r1_gamma * penalties.r1(score, images)
+        if r2_gamma:
+            total = total + r2_gamma * penalties.r2(score, fakes)
+        if weight:
+            epsilon = real.draws.uniform(1, 1, 1)
+            total = total + weight * penalties.gradient_penalty(score, images, fakes, epsilon)
+        return total
+
+    def _chart(self, progress: Progress, real_scores: Tensor, fake_scores: Tensor) -> None:
+        """How the game stands: how many of each kind the discriminator tells rightly, or of pairs where it must."""
+        boundary = self.objective.boundary
+        if boundary is None:
+            right = {"pair_accuracy": real_scores > fake_scores}
+        else:
+            right = {"real_accuracy": real_scores > boundary, "fake_accuracy": fake_scores < boundary}
+        progress.charts.update((name, told.to(real_scores.dtype).mean()) for name, told in right.items())

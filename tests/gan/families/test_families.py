@@ -1,0 +1,149 @@
+"""What must hold of every family: it trains, is exact when resumed, and samples what it kept. New ones join unasked."""
+
+from __future__ import annotations
+
+import dataclasses
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.gan import families
+from pipeline.gan.batches import Batch, Batches, StepDraws
+from pipeline.gan.checkpoint import Checkpoints
+from pipeline.gan.family import Family, Generator, ImageSpec, Progress, load_family
+from pipeline.gan.model import CHUNK, Model
+from pipeline.gan.training import Trainer
+
+NAMES = [module.name for module in pkgutil.iter_modules(families.__path__)]
+STEPS, BATCH = 20, 8
+
+# Settings for small networks with every kind of state, for the families that have them; and what one family needs.
+SMALL: dict[str, Any] = {
+    "width": 8,
+    "latent_size": 8,
+    "embedding_size": 4,
+    "generator_widths": (8,),
+    "discriminator_widths": (8,),
+    "ema_halflife_images": 100,
+    "r1_gamma": 0.5,
+    "penalty_every": 3,
+    "discriminator_steps": 2,
+    "augment": ("color", "translation", "cutout"),
+}
+OWN: dict[str, dict[str, Any]] = {}
+SPECS: dict[str, ImageSpec] = {}
+
+
+def _config(name: str) -> Any:
+    config = load_family(name).Config
+    fields = {field.name for field in dataclasses.fields(config)}
+    return config(**{key: value for key, value in SMALL.items() if key in fields} | OWN.get(name, {}))
+
+
+def _spec(name: str) -> ImageSpec:
+    return SPECS.get(name, ImageSpec(channels=1, image_size=8, classes=3))
+
+
+def _family(name: str) -> Family:
+    torch.manual_seed(0)
+    return load_family(name).Family(_config(name), _spec(name))
+
+
+def _score(generator: Generator, images_seen: int) -> float:
+    return abs(images_seen - 88.0)  # lowest neither at the first nor at the last
+
+
+def _trainer(name: str) -> Trainer:
+    random, spec = np.random.default_rng(0), _spec(name)
+    images = random.integers(0, 256, (50, spec.channels, spec.image_size, spec.image_size), np.uint8)
+    labels = random.integers(0, spec.classes, 50)
+    batches = Batches(images, labels, batch_size=BATCH, seed=1, device=torch.device("cpu"))
+    return Trainer(_family(name), batches, images=STEPS * BATCH, snapshot_images=40, judge=_score)
+
+
+def _leaves(tree: object) -> Iterator[object]:
+    """The leaves of a state in order, tensors as bytes."""
+    match tree:
+        case dict():
+            for key in tree:
+                yield key
+                yield from _leaves(tree[key])
+        case list() | tuple():
+            for value in tree:
+                yield from _leaves(value)
+        case Tensor():
+            yield tree.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        case _:
+            yield tree
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_player_learns_and_resumed_equals_uninterrupted_bit_for_bit(name: str, tmp_path: Path) -> None:
+    whole = _trainer(name)
+    before = {player: [p.clone() for p in parameters] for player, parameters in whole.parameters.items()}
+    for _ in range(7):
+        whole.advance()
+    Checkpoints(tmp_path).save(whole.images_seen, whole.state())
+    resumed = _trainer(name)
+    resumed.restore(Checkpoints(tmp_path).load())
+    assert list(_leaves(whole.state())) == list(_leaves(resumed.state()))
+    for trainer in (whole, resumed):
+        while not trainer.finished:
+            trainer.advance()  # raises where a loss is not finite
+    assert list(_leaves(whole.state())) == list(_leaves(resumed.state()))
+    for player, parameters in whole.parameters.items():
+        assert any(not torch.equal(old, new) for old, new in zip(before[player], parameters, strict=True)), player
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_average_is_kept_as_a_model_and_a_sample_does_not_depend_on_what_is_sampled_with_it(
+    name: str, tmp_path: Path
+) -> None:
+    trainer, spec = _trainer(name), _spec(name)
+    for _ in range(5):
+        trainer.advance()
+    model = Model(
+        family=name,
+        config=_config(name),
+        classes=tuple(map(str, range(spec.classes))),
+        channels=spec.channels,
+        image_size=spec.image_size,
+        images_seen=trainer.images_seen,
+        data_fingerprint="0",
+        selection={},
+        generator=trainer.average,
+    )
+    spread = 100.0  # young networks tell latents hardly apart
+    images, labels = model.sample(seed=5, start=0, count=CHUNK + 10, spread=spread)
+    assert np.unique(images, axis=0).shape[0] > CHUNK / 2
+    model.save(tmp_path)
+    loaded = Model.load(tmp_path)
+    assert loaded.config == model.config
+    for start, count in ((0, CHUNK + 10), (CHUNK - 3, 7), (CHUNK + 9, 1)):
+        some, of_these = loaded.sample(seed=5, start=start, count=count, spread=spread)
+        assert np.array_equal(some, images[start : start + count])
+        assert np.array_equal(of_these, labels[start : start + count])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float64_is_kept_from_images_to_losses(name: str) -> None:
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        family, spec = _family(name), _spec(name)
+        draws = StepDraws(torch.Generator().manual_seed(1), BATCH)
+        size = spec.image_size
+        images, labels = draws.uniform(spec.channels, size, size) * 2 - 1, torch.arange(BATCH) % spec.classes
+        batch = Batch(images=images, labels=labels, draws=draws)
+        assert family.generator.sample_like(batch).dtype == torch.float64
+        for step in range(2):
+            for player, loss in family.losses(batch, Progress(step=step, images_seen=8 * step, total_images=100)):
+                assert loss.dtype == torch.float64, player
+    finally:
+        torch.set_default_dtype(default)
