@@ -1,13 +1,46 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
+from numpy.typing import NDArray
+
+
+@pytest.fixture
+def write_idx() -> Callable[..., None]:
+    """A function that writes images (N, 28, 28), the first `train` to train on, as files of the MNIST family."""
+
+    def write(raw: Path, images: NDArray[np.uint8], *, labels: Sequence[int], train: int) -> None:
+        raw.mkdir(parents=True)
+        for name, part in (("train", slice(train)), ("t10k", slice(train, None))):
+            count = len(labels[part])
+            (raw / f"{name}-images-idx3-ubyte").write_bytes(
+                struct.pack(">iiii", 2051, count, 28, 28) + images[part].tobytes()
+            )
+            (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, count) + bytes(labels[part]))
+
+    return write
+
+
+@pytest.fixture
+def originals(tmp_path: Path) -> Path:
+    """A writable root with the four original files of MNIST, packed as they are published."""
+    data = os.environ.get("FORGELINE_TEST_DATA")
+    found = Path(data, "torchvision", "MNIST", "raw") if data else None
+    if found is None or not found.is_dir():
+        pytest.skip("MNIST's original files are needed in $FORGELINE_TEST_DATA/torchvision/MNIST/raw")
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    for path in found.glob("*.gz"):
+        shutil.copyfile(path, tmp_path / "MNIST" / "raw" / path.name)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

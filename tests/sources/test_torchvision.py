@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import pickle
-import shutil
 import struct
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from pipeline.errors import FailedError, UserError
 from pipeline.sources.source import RawImage
 from pipeline.sources.torchvision import Config, Source
 
+WriteIdx = Callable[..., None]
 DATASETS = ["mnist", "fashion_mnist", "kmnist", "svhn", "cifar10", "cifar100", "stl10"]
 
 
@@ -57,16 +57,9 @@ def md5(path: Path) -> str:
     ("dataset", "folder", "first"),
     [("mnist", "MNIST", "0"), ("fashion_mnist", "FashionMNIST", "T-shirt/top"), ("kmnist", "KMNIST", "o")],
 )
-def test_the_mnist_family(tmp_path: Path, dataset: str, folder: str, first: str) -> None:
-    raw = tmp_path / folder / "raw"
-    raw.mkdir(parents=True)
+def test_the_mnist_family(tmp_path: Path, write_idx: WriteIdx, dataset: str, folder: str, first: str) -> None:
     images = random(5, 28, 28)
-    for name, part in (("train", slice(0, 3)), ("t10k", slice(3, 5))):
-        count = len(images[part])
-        (raw / f"{name}-images-idx3-ubyte").write_bytes(
-            struct.pack(">iiii", 2051, count, 28, 28) + images[part].tobytes()
-        )
-        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, count) + bytes(range(count)))
+    write_idx(tmp_path / folder / "raw", images, labels=[0, 1, 2, 0, 1], train=3)
     classes, found = read(dataset, tmp_path)
     assert len(classes) == 10
     assert classes[0] == first
@@ -189,19 +182,6 @@ def test_a_file_that_was_cut_off_is_named(tmp_path: Path, download: bool) -> Non
     sentence = r": its mnist cannot be read \(.*\); needed the original files$"
     with pytest.raises(UserError, match=sentence), source.read(source.inventory()):
         pass
-
-
-@pytest.fixture
-def originals(tmp_path: Path) -> Path:
-    """A writable root with the four original files of MNIST, packed as they are published."""
-    data = os.environ.get("FORGELINE_TEST_DATA")
-    found = Path(data, "torchvision", "MNIST", "raw") if data else None
-    if found is None or not found.is_dir():
-        pytest.skip("MNIST's original files are needed in $FORGELINE_TEST_DATA/torchvision/MNIST/raw")
-    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
-    for path in found.glob("*.gz"):
-        shutil.copyfile(path, tmp_path / "MNIST" / "raw" / path.name)
-    return tmp_path
 
 
 def test_the_original_mnist_is_checked_unpacked_and_read(originals: Path) -> None:
