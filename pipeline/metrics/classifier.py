@@ -47,9 +47,21 @@ class Classifier(nn.Module):
     `width` channels at full size, twice as many after each halving; `blocks` residual blocks per size. Images above
     32 pixels are strided to at most 32 by the first convolution. The head sees a 4×4 grid: on the smallest images
     where a stroke is says more than that it is there.
+
+    With `per_channel` each channel is a picture of its own (Stacked MNIST): the network sees one at a time, and K^C
+    classes are all words of one of K letters per channel, the first channel's counting most.
     """
 
-    def __init__(self, *, channels: int, image_size: int, classes: int, width: int = 16, blocks: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int,
+        image_size: int,
+        classes: int,
+        width: int = 16,
+        blocks: int = 1,
+        per_channel: bool = False,
+    ) -> None:
         super().__init__()
         self.config = {
             "channels": channels,
@@ -57,10 +69,12 @@ class Classifier(nn.Module):
             "classes": classes,
             "width": width,
             "blocks": blocks,
+            "per_channel": per_channel,
         }
+        self.pictures = channels if per_channel else 1  # in one image
         stride = max(1, image_size // 32)
         sizes = 1 + max(1, math.ceil(math.log2(image_size / stride / 8)))
-        layers: list[nn.Module] = [_convolution(channels, width, stride), nn.ReLU()]
+        layers: list[nn.Module] = [_convolution(channels // self.pictures, width, stride), nn.ReLU()]
         before = width
         for size in range(sizes):
             for block in range(blocks):
@@ -68,18 +82,31 @@ class Classifier(nn.Module):
                 layers.append(_Block(before, after, 2 if size and not block else 1))
                 before = after
         self.body = nn.Sequential(*layers)
-        self.dimensions = before
-        self.head = nn.Linear(before * 16, classes)
+        self.dimensions = before * self.pictures
+        self.head = nn.Linear(before * 16, round(classes ** (1 / self.pictures)))
 
     def features(self, x: Tensor) -> Tensor:
         """Globally pooled features (N, dimensions) of images (N, C, H, W) in [-1, 1]."""
-        pooled: Tensor = self.body(x).mean(dim=(2, 3))
-        return pooled
+        pooled: Tensor = self.body(self._apart(x)).mean(dim=(2, 3))
+        return pooled.reshape(len(x), self.dimensions)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W) in [-1, 1]."""
-        logits: Tensor = self.head(functional.adaptive_avg_pool2d(self.body(x), 4).flatten(start_dim=1))
+        logits: Tensor = self.head(functional.adaptive_avg_pool2d(self.body(self._apart(x)), 4).flatten(start_dim=1))
+        if self.pictures > 1:
+            return _words(logits.log_softmax(dim=1).view(len(x), self.pictures, -1))
         return logits
+
+    def _apart(self, x: Tensor) -> Tensor:
+        return x.flatten(end_dim=1).unsqueeze(1) if self.pictures > 1 else x
+
+
+def _words(letters: Tensor) -> Tensor:
+    """Log probabilities (N, K^C) of the words, of those of their letters (N, C, K), each independent of the others."""
+    words, *rest = letters.unbind(dim=1)
+    for more in rest:
+        words = (words.unsqueeze(2) + more.unsqueeze(1)).flatten(start_dim=1)
+    return words
 
 
 def train_classifier(
@@ -92,6 +119,7 @@ def train_classifier(
     weights: np.ndarray | None = None,
     width: int = 16,
     blocks: int = 1,
+    per_channel: bool = False,
     flip: bool = False,
     learning_rate: float = 1e-2,
 ) -> Classifier:
@@ -109,7 +137,12 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = Classifier(
-            channels=images.shape[1], image_size=images.shape[2], classes=classes, width=width, blocks=blocks
+            channels=images.shape[1],
+            image_size=images.shape[2],
+            classes=classes,
+            width=width,
+            blocks=blocks,
+            per_channel=per_channel,
         )
     classifier.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=1e-2, fused=True)
@@ -169,7 +202,7 @@ def _one_cycle(progress: float) -> float:
 def predict(classifier: Classifier, images: np.ndarray) -> np.ndarray:
     """Class probabilities, float32 (N, classes), of uint8 `images` (N, C, H, W)."""
     parts = [functional.softmax(classifier(batch), dim=1).numpy() for batch in _batches(images)]
-    return np.concatenate(parts) if parts else np.zeros((0, classifier.head.out_features), np.float32)
+    return np.concatenate(parts) if parts else np.zeros((0, classifier.config["classes"]), np.float32)
 
 
 @torch.inference_mode()

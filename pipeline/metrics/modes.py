@@ -16,13 +16,15 @@ def agreement(asked: np.ndarray, judged: np.ndarray, classes: int) -> np.ndarray
 def balance(judged: np.ndarray, real: np.ndarray, classes: int) -> dict[str, float]:
     """How the judged labels of generated images spread over the classes, against real labels.
 
-    `classes_covered`: classes with at least a tenth of their real share. `kl_from_real`: Σ p log(p/q) in nats, p the
-    shares of the judged labels, q the real ones.
+    `classes_seen`: classes with an image, which are the modes of Stacked MNIST in the literature. `classes_covered`:
+    those with at least a tenth of their real share. `kl_from_real`: Σ p log(p/q) in nats, p the shares of the judged
+    labels, q the real ones; about (classes - 1) / 2N is expected of N new real images.
     """
     p = np.bincount(judged, minlength=classes) / len(judged)
     q = np.bincount(real, minlength=classes) / len(real)
     there = p > 0
     return {
+        "classes_seen": int(there.sum()),
         "classes_covered": int((p >= q / 10).sum()),
         "kl_from_real": float((p[there] * np.log(p[there] / q[there])).sum()),
     }

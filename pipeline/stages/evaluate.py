@@ -130,6 +130,8 @@ def evaluate(
     right = judges.probabilities(held_out.images).argmax(axis=1) == held_out.labels
     metrics["judges"] = {"held_out_accuracy": float(right.mean())}
     metrics["modes"] = modes.balance(judged, train.labels, k)
+    drawn = np.random.Generator(np.random.Philox(seed)).choice(train.labels, len(judged))
+    metrics["modes_floor"] = modes.balance(drawn, train.labels, k)
     if np.isfinite(spread).any():
         metrics["modes"]["pixel_spread"] = float(np.nanmean(spread))
     metrics["memorization"] = neighbours.memorization(nearest[0], nearest_of_held_out[0])
@@ -183,12 +185,14 @@ def _protocol(
             },
         ),
         (
-            ("agreement", "judges", "modes"),
+            ("agreement", "judges", "modes", "modes_floor"),
             {
                 "generated": f"{len(generated.images)} {generated.description}",
                 "real": f"{len(held_out.images)} {held_out.description}",
                 "modes_against": f"{len(train.images)} {train.description}",
-                "judges": "mean probabilities of networks that trained, filtered and selected nothing",
+                "modes_floor": f"{len(generated.images)} of their labels, with replacement, as the judged ones",
+                "judges": "mean probabilities of networks that trained, filtered and selected nothing"
+                + (", each channel judged alone" if judges.ensemble[0].config["per_channel"] else ""),
                 "judges_sha256": [classifiers[file]["sha256"] for file in JUDGES],
             },
         ),

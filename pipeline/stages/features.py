@@ -6,6 +6,7 @@ that neither filtering nor snapshot selection can make the agreement look good.
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ class Params:
     seed: int = 1
     images_seen: int = 20_000  # by each of the classifiers
     width: int = 16  # channels of the first layer
+    per_channel: bool = False  # whether each channel is a picture of its own, with a letter of the class's name
     flip: bool = False  # whether a mirror image keeps its class
     threads: int = 1  # of torch; another count gives other bits
 
@@ -64,11 +66,22 @@ def train_all(
             images_seen=params.images_seen,
             width=params.width,
             blocks=2 if file in JUDGES else 1,
+            per_channel=params.per_channel,
             flip=params.flip,
         )
         trained[file] = (classifier, params.seed + number)
         line.update(len(trained) * params.images_seen, f"{len(trained)} of {len(files)} classifiers")
     return trained
+
+
+def _check_words(real: ImageSet) -> None:
+    """Raise UserError where the classes are not all words of as many letters as there are channels, in order."""
+    letters = dict.fromkeys(name[0] for name in real.classes)
+    if real.classes != tuple(map("".join, itertools.product(letters, repeat=real.channels))):
+        raise UserError(
+            f"{real.root}: its classes are not all words of {real.channels} letters, one for each channel; needed that "
+            "with features.per_channel, as in Stacked MNIST"
+        )
 
 
 def run(document: Document) -> None:
@@ -80,6 +93,8 @@ def run(document: Document) -> None:
     for name, count in zip(real.classes, real.counts["train"], strict=True):
         if count == 0:
             raise UserError(f"{real.root}: the training split has no image of class '{name}'; needed at least 1")
+    if params.per_channel:
+        _check_words(real)
     trained = train_all(images, labels, classes=len(real.classes), params=params)
     right = {file: predict(classifier, held_out).argmax(axis=1) == truth for file, (classifier, _) in trained.items()}
     with atomic_folder(paths.FEATURES) as folder:

@@ -110,6 +110,19 @@ def test_fits_images_of_any_size(size: int, channels: int) -> None:
     assert embed(classifier, images).shape == (3, classifier.dimensions)
 
 
+def test_channel_by_channel_a_word_is_as_likely_as_its_letters_together() -> None:
+    words = Classifier(channels=3, image_size=16, classes=64, width=4, per_channel=True).eval()
+    letters = Classifier(channels=1, image_size=16, classes=4, width=4).eval()
+    letters.load_state_dict(words.state_dict())
+    images = noise(5, 16, 3)
+    first, second, third = (predict(letters, images[:, [channel]]) for channel in range(3))
+    product = np.einsum("na,nb,nc->nabc", first, second, third).reshape(5, 64)
+    np.testing.assert_allclose(predict(words, images), product, rtol=1e-4)
+    features = [embed(letters, images[:, [channel]]) for channel in range(3)]
+    np.testing.assert_allclose(embed(words, images), np.concatenate(features, axis=1), rtol=1e-4, atol=1e-6)
+    assert words.dimensions == 3 * letters.dimensions
+
+
 def test_no_images_give_no_rows() -> None:
     classifier = Classifier(channels=1, image_size=8, classes=7).eval()
     assert predict(classifier, noise(0)).shape == (0, 7)

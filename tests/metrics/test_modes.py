@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
+from pipeline.metrics.classifier import Classifier, predict, train_classifier
 from pipeline.metrics.modes import agreement, balance, pixel_spread
 
 
@@ -17,7 +19,8 @@ def test_agreement_is_by_asked_for_class_and_unknown_without_images() -> None:
 
 
 def test_equal_shares_are_balanced_whatever_the_counts() -> None:
-    assert balance(np.arange(30) % 3, np.arange(300) % 3, 3) == {"classes_covered": 3, "kl_from_real": 0}
+    found = balance(np.arange(30) % 3, np.arange(300) % 3, 3)
+    assert found == {"classes_seen": 3, "classes_covered": 3, "kl_from_real": 0}
 
 
 def test_one_class_of_four_is_a_collapse() -> None:
@@ -28,7 +31,50 @@ def test_one_class_of_four_is_a_collapse() -> None:
 
 def test_a_class_below_a_tenth_of_its_share_is_not_covered() -> None:
     judged = np.repeat([0, 1], [96, 4])
-    assert balance(judged, np.arange(100) % 2, 2)["classes_covered"] == 1
+    found = balance(judged, np.arange(100) % 2, 2)
+    assert (found["classes_seen"], found["classes_covered"]) == (2, 1)
+    assert found["kl_from_real"] == pytest.approx(0.96 * math.log(0.96 / 0.5) + 0.04 * math.log(0.04 / 0.5))
+
+
+@pytest.fixture(scope="module")
+def stacked() -> tuple[Classifier, np.ndarray, np.ndarray]:
+    """A judge of stacked digits, and 10,000 stacks of digits that it has not seen, with their labels."""
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    random = np.random.default_rng(0)
+    order = random.permutation(len(pixels))
+
+    def stack(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = random.choice(rows, (count, 3))
+        return pixels[chosen], digits.target[chosen] @ [100, 10, 1]
+
+    train = stack(order[:1200], 10_000)
+    judge = train_classifier(*train, classes=1000, seed=0, images_seen=10_000, per_channel=True)
+    return judge, *stack(order[1200:], 10_000)
+
+
+def test_stacked_digits_have_their_thousand_modes(stacked: tuple[Classifier, np.ndarray, np.ndarray]) -> None:
+    judge, images, labels = stacked
+    judged = predict(judge, images).argmax(axis=1)
+    assert (judged == labels).mean() > 0.9**3
+    found = balance(judged, np.arange(1000), 1000)
+    assert found["classes_seen"] >= 995
+    assert found["kl_from_real"] < 3 * 999 / 20_000  # the last is expected of 10,000 drawn evenly and judged rightly
+
+
+def test_stacks_of_a_few_digits_have_the_modes_of_these(stacked: tuple[Classifier, np.ndarray, np.ndarray]) -> None:
+    judge, images, _ = stacked
+    red_is_blue = images[:, [0, 1, 0]]
+    found = balance(predict(judge, red_is_blue).argmax(axis=1), np.arange(1000), 1000)
+    assert found["classes_seen"] == 100
+    assert found["kl_from_real"] == pytest.approx(math.log(10), abs=0.1)
+
+
+def test_one_stack_again_and_again_is_one_mode(stacked: tuple[Classifier, np.ndarray, np.ndarray]) -> None:
+    judge, images, _ = stacked
+    found = balance(predict(judge, images[:1].repeat(500, axis=0)).argmax(axis=1), np.arange(1000), 1000)
+    assert (found["classes_seen"], found["classes_covered"]) == (1, 1)
+    assert found["kl_from_real"] == pytest.approx(math.log(1000))
 
 
 def test_spread_is_the_deviation_within_each_class() -> None:

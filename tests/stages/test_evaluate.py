@@ -102,6 +102,13 @@ def measure(generated: Images, judges: Judges) -> Evaluation:
     return evaluate(generated, TRAIN, HELD_OUT, classes=CLASSES, judges=judges, params=PARAMS)
 
 
+def test_the_floor_of_the_modes_is_what_as_many_rightly_judged_images_get(judges: Judges) -> None:
+    metrics = measure(bars_of(3000, 4), judges).metrics
+    assert metrics["modes_floor"]["classes_seen"] == 3
+    assert 0 < metrics["modes_floor"]["kl_from_real"] < 5 * (3 - 1) / (2 * 3000)  # 2N KL is about χ² of two degrees
+    assert "3000 of their labels" in metrics["protocol"][1]["modes_floor"]
+
+
 def test_new_images_of_the_same_kind_measure_as_real_ones_do(judges: Judges) -> None:
     metrics = measure(bars_of(300, 4), judges).metrics
     assert metrics["agreement"] == {"mean": 1, "worst_class": 1}

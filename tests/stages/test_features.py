@@ -92,6 +92,11 @@ def test_a_class_without_images_is_named_and_nothing_is_written(
     assert not paths.FEATURES.exists()
 
 
+def test_letters_for_channels_are_asked_for_where_there_are_none(real: ImageSet) -> None:
+    with pytest.raises(UserError, match="its classes are not all words of 1 letters, one for each channel; needed"):
+        run(per_channel=True)
+
+
 def test_a_replaced_judge_is_noticed(real: ImageSet) -> None:
     run()
     (paths.FEATURES / JUDGES[0]).write_bytes((paths.FEATURES / JUDGES[1]).read_bytes())
