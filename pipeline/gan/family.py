@@ -7,7 +7,7 @@ import pkgutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class ImageSpec:
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The settings that every family has; `families.<name>` of params.yaml."""
+
+    trains_alone: ClassVar[str] = ""  # why several processes cannot share its batches, where they cannot
 
     learning_rate: float = 1e-3
     beta1: float = 0.0  # Adam

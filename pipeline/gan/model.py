@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.gan.batches import Batch
+from pipeline.gan.batches import Batch, Draws
 from pipeline.gan.family import Generator, ImageSpec, load_family
 from pipeline.gan.pixels import to_uint8
 
@@ -37,6 +37,30 @@ class ChunkDraws:
 
     def uniform(self, *shape: int) -> Tensor:
         return torch.from_numpy(self.random.random((CHUNK, *shape), dtype=np.float32)).to(self.device)
+
+
+class InterpolatedDraws:
+    """Random numbers on the way between those of two images, in as many steps; the same way again for every row.
+
+    Normal numbers go along an arc, cos(πt/2) a + sin(πt/2) b, on which they stay standard normal; uniform ones
+    straight.
+    """
+
+    def __init__(self, seed: int, rows: int, steps: int, device: torch.device) -> None:
+        self.random = np.random.Generator(np.random.Philox(key=seed))
+        self.way = np.linspace(0, 1, steps, dtype=np.float32)
+        self.rows, self.device = rows, device
+
+    def normal(self, *shape: int) -> Tensor:
+        ends = self.random.standard_normal((2, *shape), dtype=np.float32)
+        return self._between(ends, np.cos(self.way * np.pi / 2), np.sin(self.way * np.pi / 2))
+
+    def uniform(self, *shape: int) -> Tensor:
+        return self._between(self.random.random((2, *shape), dtype=np.float32), 1 - self.way, self.way)
+
+    def _between(self, ends: np.ndarray, first: np.ndarray, second: np.ndarray) -> Tensor:
+        way = np.multiply.outer(first, ends[0]) + np.multiply.outer(second, ends[1])
+        return torch.from_numpy(np.concatenate([way] * self.rows)).to(self.device)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,12 +139,25 @@ class Model:
             images[chosen] = self._chunk(seed, chunk, spread)[numbers[chosen] % CHUNK]
         return images, labels
 
-    @torch.no_grad()
+    def interpolate(self, *, seed: int, steps: int) -> np.ndarray:
+        """The way from one sample to another, uint8 (K · steps, C, H, W): for each class, or once without classes."""
+        rows = len(self.classes) if self.conditional else 1
+        labels = torch.arange(rows, device=self._device).repeat_interleave(steps)
+        draws = InterpolatedDraws(seed, rows, steps, self._device)
+        return self._images(labels, draws, 1.0)
+
     def _chunk(self, seed: int, chunk: int, spread: float) -> np.ndarray:
-        device = next(self.generator.parameters()).device
-        labels = torch.arange(chunk * CHUNK, (chunk + 1) * CHUNK, device=device) % len(self.classes)
+        labels = torch.arange(chunk * CHUNK, (chunk + 1) * CHUNK, device=self._device) % len(self.classes)
+        return self._images(labels, ChunkDraws(seed, chunk, self._device), spread)
+
+    @torch.no_grad()
+    def _images(self, labels: Tensor, draws: Draws, spread: float) -> np.ndarray:
         if not self.conditional:
             labels = torch.full_like(labels, -1)
-        nothing = torch.zeros((), device=device).expand(CHUNK, self.channels, self.image_size, self.image_size)
-        batch = Batch(images=nothing, labels=labels, draws=ChunkDraws(seed, chunk, device))
+        none = torch.zeros((), device=self._device).expand(len(labels), self.channels, self.image_size, self.image_size)
+        batch = Batch(images=none, labels=labels, draws=draws)
         return to_uint8(self.generator.sample_like(batch, spread)).cpu().numpy()
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.generator.parameters()).device

@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 of any shape to float32 in [-1, 1]."""
-    return images.float().div_(127.5).sub_(1)
+    """uint8 of any shape to torch's default floating dtype in [-1, 1]."""
+    return images.to(torch.get_default_dtype()).div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,21 +15,36 @@ from pipeline.errors import FailedError
 from pipeline.gan import schedules
 from pipeline.gan.batches import Batches
 from pipeline.gan.checkpoint import Checkpoints, Tree
+from pipeline.gan.distributed import (
+    all_mean,
+    any_of,
+    average_gradients,
+    from_first,
+    rank,
+    synchronize_batch_norm,
+)
 from pipeline.gan.family import Family, Generator, Progress
 
 CURVE_ROWS = 200  # of a whole run
+COLLAPSED = 0.5  # of the diversity of real images: samples below are said to have collapsed
 _UNSETTLED = 1024  # numbers that may wait on the device before they are looked at
 _CHECKPOINT_SHARE = 0.02  # of the time goes into checkpoints
 
 
-Judge = Callable[[Generator, int], float]  # scores the averaged generator at so many images seen; lower is better
-
-
 class Snapshot(NamedTuple):
-    """A moment at which the averaged generator was scored."""
+    """A moment at which the averaged generator was judged."""
 
     images_seen: int
-    score: float
+    score: float  # lower is better
+    diversity: float  # of samples, over that of real images; of the class where it is least
+    least_diverse: str  # that class; empty where samples have no class
+
+    @property
+    def collapsed(self) -> bool:
+        return self.diversity < COLLAPSED
+
+
+Judge = Callable[[Generator, int], Snapshot | None]  # of the averaged generator at so many images; None: told to stop
 
 
 class DivergedError(Exception):
@@ -40,7 +55,8 @@ class Trainer:
     """A run and its whole state: two trainers with equal arguments and equal states go on equally, bit for bit."""
 
     def __init__(self, family: Family, batches: Batches, *, images: int, snapshot_images: int, judge: Judge) -> None:
-        """To train for `images` images; a snapshot is scored before, every `snapshot_images` and at the end."""
+        """To train for `images` images; a snapshot is judged before, every `snapshot_images` and at the end."""
+        synchronize_batch_norm(family)
         self.family, self.batches, self.judge = family, batches, judge
         self.total_images = -(-images // batches.batch_size) * batches.batch_size  # whole steps
         self.snapshot_images = snapshot_images
@@ -61,7 +77,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        return self.images_seen >= self.total_images
+        return self.images_seen >= self.total_images and not self._snapshot_is_due()
 
     @property
     def best_snapshot(self) -> Snapshot:
@@ -69,20 +85,25 @@ class Trainer:
         return min(self.snapshots, key=lambda snapshot: snapshot.score)
 
     def advance(self) -> None:
-        """One step, and what is due after it. Raises DivergedError."""
-        if not self.snapshots:
+        """The snapshot that is due, or one step and what the curves say of it. Raises DivergedError."""
+        if self._snapshot_is_due():
             self._take_snapshot()
-        before = self.images_seen
+            return
         self._step()
         if len(self._unsettled) >= _UNSETTLED:
             self._settle()
-        if self._due(before, max(1, self.total_images // CURVE_ROWS)):
+        if self._passed(max(1, self.total_images // CURVE_ROWS)):
             self._add_row()
-        if self._due(before, self.snapshot_images):
-            self._take_snapshot()
 
-    def _due(self, before: int, every: int) -> bool:
-        return before // every != self.images_seen // every or self.finished
+    def _passed(self, every: int) -> bool:
+        """Whether the last step came past a multiple of so many images, or to the end."""
+        before = self.images_seen - self.batches.batch_size
+        return before // every != self.images_seen // every or self.images_seen >= self.total_images
+
+    def _snapshot_is_due(self) -> bool:
+        if self.snapshots and self.snapshots[-1].images_seen == self.images_seen:
+            return False
+        return self.steps == 0 or self._passed(self.snapshot_images)
 
     def _step(self) -> None:
         progress = Progress(step=self.steps, images_seen=self.images_seen, total_images=self.total_images)
@@ -92,6 +113,7 @@ class Trainer:
                 group.update(self.family.hyperparameters(player, progress))
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss, inputs=self.parameters[player])  # no gradient leaks into the opponent
+            average_gradients(self.parameters[player])
             optimizer.step()
             self._unsettled.append((self.steps, f"{player}_loss", loss.detach()))
         self._unsettled += [(self.steps, name, value.detach()) for name, value in progress.charts.items()]
@@ -107,10 +129,10 @@ class Trainer:
         torch._foreach_lerp_(list(self._averaged.values()), list(self._live.values()), 1 - decay)
 
     def _settle(self) -> None:
-        """Bring the numbers of the last steps to the host in one transfer, and look at them."""
+        """Bring the numbers of the last steps, means over all processes, to the host in one transfer; look at them."""
         if not self._unsettled:
             return
-        values = torch.stack([value for _, _, value in self._unsettled]).double().tolist()
+        values = all_mean(torch.stack([value for _, _, value in self._unsettled]).double()).tolist()
         for (step, name, _), value in zip(self._unsettled, values, strict=True):
             if not math.isfinite(value):
                 raise DivergedError(f"{name} is {value} in step {step:,}")
@@ -126,11 +148,14 @@ class Trainer:
         self._sums.clear()
 
     def _take_snapshot(self) -> None:
+        """Process 0 judges for all. It stays due where the judge was told to stop."""
         self._settle()
-        score = self.judge(self.average, self.images_seen)
-        if not self.snapshots or score < self.best_snapshot.score:
+        snapshot = from_first(self.judge(self.average, self.images_seen) if rank() == 0 else None)
+        if snapshot is None:
+            return
+        if not self.snapshots or snapshot.score < self.best_snapshot.score:
             self.best = {name: tensor.clone() for name, tensor in self.average.state_dict().items()}
-        self.snapshots.append(Snapshot(self.images_seen, score))
+        self.snapshots.append(snapshot)
 
     def state(self) -> Tree:
         """All that a checkpoint must hold. Raises DivergedError rather than hand out a broken state."""
@@ -160,36 +185,62 @@ class Trainer:
         for name, optimizer in self.optimizers.items():
             for parameter, held in zip(self.parameters[name], state["optimizers"][name], strict=True):
                 optimizer.state[parameter] = {key: _placed_like(parameter, value) for key, value in held.items()}
-        self.snapshots = [Snapshot(*pair) for pair in state["snapshots"]]
+        self.snapshots = [Snapshot(*row) for row in state["snapshots"]]
         self.best, self.curves, self._sums = state["best"], state["curves"], state["sums"]
 
 
 def run(
-    trainer: Trainer, checkpoints: Checkpoints, *, report: Callable[[int, str], None], stopping: Callable[[], bool]
+    trainer: Trainer,
+    checkpoints: Checkpoints | None,
+    *,
+    report: Callable[[int, str], None],
+    say: Callable[[str], None],
+    stopping: Callable[[], bool],
 ) -> None:
-    """Train to the end, or until `stopping()`; then the last checkpoint is of that very moment.
+    """Train to the end, or until `stopping()` in any process; then the last checkpoint is of that very moment.
 
     A checkpoint is written whenever it costs no more than a fiftieth of the time since the last one: the machine
-    decides how often. Raises FailedError on divergence.
+    decides how often. Only process 0 has `checkpoints`. Raises FailedError on divergence.
     """
     written, cost = time.monotonic(), 0.0
     try:
         while not trainer.finished:
+            known = len(trainer.snapshots)
             trainer.advance()
             report(trainer.images_seen, _note(trainer))
-            now, stop = time.monotonic(), stopping()
-            if stop or cost <= _CHECKPOINT_SHARE * (now - written):
-                checkpoints.save(trainer.images_seen, trainer.state())
+            if len(trainer.snapshots) > known and (sentence := _on_collapse(trainer.snapshots)):
+                say(sentence)
+            due = checkpoints is not None and cost <= _CHECKPOINT_SHARE * (time.monotonic() - written)
+            stop, due = any_of(stopping(), due)
+            if stop or due:
+                began, state = time.monotonic(), trainer.state()
+                if checkpoints is not None:
+                    checkpoints.save(trainer.images_seen, state)
                 written = time.monotonic()
-                cost = written - now
+                cost = written - began
             if stop:
                 return
     except DivergedError as error:
-        good = f"{checkpoints.images_seen:,} images" if checkpoints.images_seen is not None else "none"
+        good = None if checkpoints is None else checkpoints.images_seen
         raise FailedError(
-            f"training diverged: {error} ({trainer.images_seen:,} images); last good checkpoint: {good}; "
+            f"training diverged: {error} ({trainer.images_seen:,} images); "
+            f"last good checkpoint: {'none' if good is None else f'{good:,} images'}; "
             "a lower learning_rate or a stronger penalty may hold it"
         ) from None
+
+
+def _on_collapse(snapshots: Sequence[Snapshot]) -> str:
+    """A sentence when the last snapshot is less diverse than it must be and the one before was not."""
+    before, last = snapshots[-2:] if len(snapshots) > 1 else (snapshots[0], snapshots[0])
+    if before.collapsed or not last.collapsed:
+        return ""
+    return f"mode collapse at {last.images_seen:,} images: {describe_diversity(last)}"
+
+
+def describe_diversity(snapshot: Snapshot) -> str:
+    """How diverse the samples of a snapshot are, in words."""
+    samples = f"samples of class '{snapshot.least_diverse}'" if snapshot.least_diverse else "samples"
+    return f"{samples} are {snapshot.diversity:.0%} as diverse as real images; expected at least {COLLAPSED:.0%}"
 
 
 def _note(trainer: Trainer) -> str:

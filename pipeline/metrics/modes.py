@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+import torch
+
+_PAIRED = 1000  # images of a class at most: a million pairs
 
 
 def agreement(asked: np.ndarray, judged: np.ndarray, classes: int) -> np.ndarray:
@@ -38,3 +43,23 @@ def pixel_spread(images: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
         if len(members) > 1:
             spread[label] = members.astype(np.float64).std(axis=0).mean()
     return spread
+
+
+def mean_distances(features: np.ndarray, labels: np.ndarray) -> dict[int, float]:
+    """By label the mean Euclidean distance between two of its images, from features (N, D); a label of one has none."""
+    found = {}
+    for label in np.unique(labels).tolist():
+        rows = torch.from_numpy(features[labels == label][:_PAIRED].astype(np.float64))
+        if len(rows) > 1:
+            found[label] = torch.nn.functional.pdist(rows).mean().item()
+    return found
+
+
+def least_diverse(generated: Mapping[int, float], real: Mapping[int, float]) -> tuple[int, float]:
+    """The label whose generated images differ least from each other by the measure of the real ones, and that ratio.
+
+    Both are `mean_distances`, with at least one label in common.
+    """
+    ratios = {label: generated[label] / real[label] for label in generated if real.get(label, 0) > 0}
+    label = min(ratios, key=lambda label: ratios[label])
+    return label, ratios[label]

@@ -38,6 +38,11 @@ def sample_grid(model: Model, *, seed: int, columns: int = 10, spread: float = 1
     return png.encode(tile(by_class, columns))
 
 
+def interpolation_strip(model: Model, *, seed: int, steps: int = 10) -> bytes:
+    """A PNG of the way from one sample to another: a row, or one for each class, which all go the same way."""
+    return png.encode(tile(model.interpolate(seed=seed, steps=steps), steps))
+
+
 def sample_to(model_folder: Path, out: Path, *, count: int, seed: int, spread: float = 1.0) -> None:
     """Write `count` samples: as one grid where `out` ends in .png, else as a new folder of PNG files.
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,20 +24,22 @@ import torch
 
 from pipeline import paths
 from pipeline.errors import FailedError, ForgelineError, UserError
-from pipeline.gan import training
+from pipeline.gan import distributed, training
 from pipeline.gan.batches import Batches
 from pipeline.gan.checkpoint import Checkpoints, locked
+from pipeline.gan.distributed import from_first
 from pipeline.gan.family import Family, Generator, ImageSpec, load_family
-from pipeline.gan.model import Model
-from pipeline.gan.training import Trainer
+from pipeline.gan.model import CHUNK, Model
+from pipeline.gan.training import Snapshot, Trainer, describe_diversity
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder, write_atomically
 from pipeline.metrics.classifier import Classifier, embed
 from pipeline.metrics.fidelity import frechet_distance
 from pipeline.metrics.judges import Judges
+from pipeline.metrics.modes import least_diverse, mean_distances
 from pipeline.params import Document
 from pipeline.progress import ProgressLine, duration
-from pipeline.report.grids import sample_grid
+from pipeline.report.grids import interpolation_strip, sample_grid
 
 _SCORED = 1000  # samples of a snapshot
 _SEED = 2**32  # of grids and scored samples: training's own seeds are below
@@ -50,15 +54,21 @@ class Params:
     family: str
     images: int  # how many the discriminator sees, with repetition
     snapshot_images: int  # how often the generator is scored and a grid drawn
-    batch_size: int = 64
+    batch_size: int = 64  # of all processes together
     seed: int = 0
-    threads: int = 1  # results are exact at one thread count, and differ between two
+    processes: int = 1  # that share each batch: on this machine, or as many as torchrun starts on several
+    threads: int = 1  # of each process; results are exact at one thread count, and differ between two
 
     def __post_init__(self) -> None:
-        load_family(self.family)
-        for name, least in {"images": 1, "snapshot_images": 1, "batch_size": 2, "seed": 0, "threads": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; needed at least {least}")
+        alone = load_family(self.family).Config.trains_alone
+        least = {"images": 1, "snapshot_images": 1, "batch_size": 2, "seed": 0, "processes": 1, "threads": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} is {getattr(self, name)}; needed at least {bound}")
+        if self.processes > 1 and alone:
+            raise ValueError(f"processes is {self.processes}; {self.family} needed 1, since {alone}")
+        if self.batch_size % self.processes:
+            raise ValueError(f"batch_size is {self.batch_size}; needed a multiple of the {self.processes} processes")
         if self.seed >= _SEED:
             raise ValueError(f"seed is {self.seed}; needed below {_SEED}")
 
@@ -83,11 +93,29 @@ def read_params(document: Document) -> tuple[Params, Any]:
 def run(document: Document) -> None:
     """Train to the end, from where a run with the same inputs was stopped, and write the outputs."""
     params, config = read_params(document)
+    stop = Stop()
+    if params.processes > 1 and "RANK" not in os.environ:  # else torchrun, or this very line, has started it
+        with stop.noting():
+            command = [sys.executable, "-m", "pipeline", "stage", "train"]
+            sys.exit(distributed.launch(command, params.processes, stopping=stop))
+    with distributed.together(params.processes):
+        _run(params, config, stop)
+
+
+def _run(params: Params, config: Any, stop: Stop) -> None:
     torch.set_num_threads(params.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     real = ImageSet.open(paths.REAL / paths.IMAGESET)
-    extractor = Judges.load(paths.FEATURES).extractor
     family = _family(params, config, real).to(device)
+    inputs = _inputs(params, config, real)
+    _require_those_of_the_first(inputs)
+    with distributed.first_of_host():
+        arrays = real.arrays("train")
+    batches = Batches(*arrays, batch_size=params.batch_size, seed=params.seed, device=device)
+    train_with = partial(Trainer, family, batches, images=params.images, snapshot_images=params.snapshot_images)
+    if distributed.rank() > 0:
+        _help(train_with(judge=_ask_the_first), stop)
+        return
     model = Model(
         family=params.family,
         config=config,
@@ -99,11 +127,10 @@ def run(document: Document) -> None:
         selection={},
         generator=family.generator,
     )
-    with _state_folder(_inputs(params, config, real)) as folder:
-        judge = SnapshotJudge(model, extractor, real, folder / "grids")
-        batches = Batches(*real.arrays("train"), batch_size=params.batch_size, seed=params.seed, device=device)
-        trainer = Trainer(family, batches, images=params.images, snapshot_images=params.snapshot_images, judge=judge)
-        _train(trainer, Checkpoints(folder / "checkpoints"))
+    with _state_folder(inputs) as folder:
+        judge = SnapshotJudge(model, Judges.load(paths.FEATURES).extractor, real, folder / "grids", stop)
+        trainer = train_with(judge=judge)
+        _train(trainer, Checkpoints(folder / "checkpoints"), stop)
         _write(trainer, judge)
 
 
@@ -116,37 +143,94 @@ def _family(params: Params, config: Any, real: ImageSet) -> Family:
         raise UserError(f"{real.root}: {error}") from None
 
 
-class SnapshotJudge:
-    """Scores snapshots by their Fréchet distance to held-out images, and draws a grid of each."""
+class Stop:
+    """Whether training was told to stop: by SIGTERM or Ctrl-C, or by the end of who started it as one of several."""
 
-    def __init__(self, model: Model, extractor: Classifier, real: ImageSet, grids: Path) -> None:
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.parent = os.getppid()
+
+    def __call__(self) -> bool:
+        orphaned = distributed.world_size() > 1 and os.getppid() != self.parent
+        return bool(self.received) or orphaned
+
+    @property
+    def signal_number(self) -> int:
+        return self.received[0] if self.received else signal.SIGTERM
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """In the block signals are noted, and not acted upon."""
+        noted = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, lambda number, _: self.received.append(number)) for number in noted}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class SnapshotJudge:
+    """Scores snapshots by their Fréchet distance to held-out images, measures diversity, and draws a grid of each."""
+
+    def __init__(self, model: Model, extractor: Classifier, real: ImageSet, grids: Path, stop: Stop) -> None:
         """`model` says what all snapshots have in common. A validation split too small for it is eked out."""
-        self.model, self.extractor, self.grids = model, extractor, grids
+        self.model, self.extractor, self.grids, self.stop = model, extractor, grids, stop
         enough = sum(real.counts["validation"]) > extractor.dimensions
         splits = ["validation"] if enough else ["validation", "train"]
         self.metric = f"Fréchet distance to the {' and '.join(splits)} split in features of the in-domain extractor"
-        self.reference = np.concatenate([embed(extractor, real.arrays(split)[0]) for split in splits])
+        arrays = [real.arrays(split) for split in splits]
+        self.reference = np.concatenate([embed(extractor, images) for images, _ in arrays])
+        labels = np.concatenate([labels for _, labels in arrays])
+        self.distances = mean_distances(self.reference, labels if model.conditional else np.full_like(labels, -1))
 
-    def __call__(self, generator: Generator, images_seen: int) -> float:
+    def __call__(self, generator: Generator, images_seen: int) -> Snapshot | None:
+        """None when training is told to stop meanwhile."""
         model = dataclasses.replace(self.model, generator=generator, images_seen=images_seen)
         write_atomically(self.grids / f"{images_seen:08d}.png", sample_grid(model, seed=_SEED))
-        images, _ = model.sample(seed=_SEED + 1, start=0, count=_SCORED)
-        return frechet_distance(embed(self.extractor, images), self.reference)
+        features, labels = [], []
+        for start in range(0, _SCORED, CHUNK):
+            if self.stop():
+                return None
+            images, asked = model.sample(seed=_SEED + 1, start=start, count=min(CHUNK, _SCORED - start))
+            features.append(embed(self.extractor, images))
+            labels.append(asked)
+        generated = np.concatenate(features)
+        score = frechet_distance(generated, self.reference)
+        label, diversity = least_diverse(mean_distances(generated, np.concatenate(labels)), self.distances)
+        return Snapshot(images_seen, score, diversity, model.classes[label] if label >= 0 else "")
 
 
-def _train(trainer: Trainer, checkpoints: Checkpoints) -> None:
+def _ask_the_first(generator: Generator, images_seen: int) -> Snapshot | None:
+    raise AssertionError("process 0 judges for all")
+
+
+def _train(trainer: Trainer, checkpoints: Checkpoints, stop: Stop) -> None:
     """From the newest checkpoint to the end. Raises StoppedError when a signal came first, its state safe."""
-    if (state := checkpoints.load()) is not None:
+    if (state := from_first(checkpoints.load())) is not None:
         trainer.restore(state)
         _say(f"goes on from the checkpoint at {trainer.images_seen:,} images")
     started, cpu_started, first = time.monotonic(), time.process_time(), trainer.images_seen
     line = ProgressLine("train", trainer.total_images, "images")
-    with _signals() as received:
-        training.run(trainer, checkpoints, report=line.update, stopping=lambda: bool(received))
+    with stop.noting():
+        training.run(trainer, checkpoints, report=line.update, say=_say, stopping=stop)
     if not trainer.finished:
-        raise StoppedError(received[0], trainer.images_seen)
+        raise StoppedError(stop.signal_number, trainer.images_seen)
     wall, cpu = duration(time.monotonic() - started), time.process_time() - cpu_started
     _say(f"{trainer.images_seen - first:,} images in {wall}, {cpu:.0f} CPU-seconds")
+
+
+def _help(trainer: Trainer, stop: Stop) -> None:
+    """The same beside process 0, which writes and speaks for all."""
+    try:
+        if (state := from_first(None)) is not None:
+            trainer.restore(state)
+        with stop.noting():
+            training.run(trainer, None, report=lambda *_: None, say=lambda _: None, stopping=stop)
+    except FailedError as error:
+        sys.exit(error.exit_status)
+    if not trainer.finished:
+        sys.exit(128 + stop.signal_number)
 
 
 def _write(trainer: Trainer, judge: SnapshotJudge) -> None:
@@ -168,9 +252,12 @@ def _write(trainer: Trainer, judge: SnapshotJudge) -> None:
     with atomic_folder(paths.TRAINING) as folder:
         shutil.copytree(judge.grids, folder / "grids")
         (folder / "grids" / "samples.png").write_bytes(sample_grid(model, seed=_SEED))
+        (folder / "interpolation.png").write_bytes(interpolation_strip(model, seed=_SEED))
         _write_csv(folder / "curves.csv", trainer.curves)
         _write_csv(folder / "snapshots.csv", [snapshot._asdict() for snapshot in trainer.snapshots])
     _say(f"kept the generator of {best.images_seen:,} images, nearest at {best.score:.4g}: {judge.metric}")
+    if best.collapsed:
+        _say(f"its {describe_diversity(best)}")
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -194,6 +281,15 @@ def _inputs(params: Params, config: Any, real: ImageSet) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
     }
     return cast(dict[str, Any], json.loads(json.dumps(named, sort_keys=True)))
+
+
+def _require_those_of_the_first(inputs: dict[str, Any]) -> None:
+    """Hosts share neither a disk nor a clone."""
+    first = from_first(inputs)
+    if changed := [name for name in sorted(inputs | first) if inputs.get(name) != first.get(name)]:
+        raise FailedError(
+            f"process {distributed.rank()} has another {', '.join(changed)} than process 0; needed the same"
+        )
 
 
 def _sha256(files: Iterable[Path]) -> str:
@@ -241,19 +337,6 @@ def _forget_old(root: Path) -> None:
             if time.time() - touched > _KEEP_UNFINISHED_SECONDS:
                 with locked(folder):
                     shutil.rmtree(folder)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C are noted in the list, and not acted upon."""
-    received: list[int] = []
-    noted = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in noted}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _say(sentence: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
-from pipeline.gan.batches import Batch, Batches
+from pipeline.gan.batches import Batch, Batches, Mapped, Resident
 from pipeline.gan.pixels import to_float, to_uint8
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 1, 4, 4), np.uint8)
@@ -43,10 +45,13 @@ def test_every_image_is_drawn() -> None:
     assert set(seen.tolist()) == set(range(40))
 
 
-def test_a_read_only_map_of_the_images_is_accepted() -> None:
-    frozen = IMAGES.copy()
-    frozen.flags.writeable = False
-    Batches(frozen, LABELS, batch_size=8, seed=0, device=torch.device("cpu"))
+def test_images_on_the_device_and_mapped_ones_give_the_same_bytes(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", IMAGES)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    rows, cpu = np.array([3, 39, 3, 0]), torch.device("cpu")
+    assert torch.equal(Mapped(mapped, cpu)[rows], Resident(mapped, cpu)[rows])
+    from_map = Batches(mapped, LABELS, batch_size=8, seed=0, device=cpu)
+    assert torch.equal(from_map.at(2).images, _batches().at(2).images)
 
 
 def test_every_pixel_value_comes_back_and_what_is_outside_is_clamped() -> None:

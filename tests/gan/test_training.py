@@ -15,14 +15,14 @@ from pipeline.errors import FailedError
 from pipeline.gan.batches import Batch, Batches
 from pipeline.gan.checkpoint import Checkpoints
 from pipeline.gan.family import Family, Generator, ImageSpec, Progress, load_family
-from pipeline.gan.training import DivergedError, Trainer, run
+from pipeline.gan.training import DivergedError, Judge, Snapshot, Trainer, run
 
 SPEC = ImageSpec(channels=1, image_size=8, classes=3)
 STEPS, BATCH = 20, 8
 
 
-def _score(generator: Generator, images_seen: int) -> float:
-    return abs(images_seen - 88.0)  # lowest neither at the first nor at the last
+def _judge(generator: Generator, images_seen: int) -> Snapshot:
+    return Snapshot(images_seen, abs(images_seen - 88.0), 1.0, "")  # lowest neither at the first nor at the last
 
 
 def _family() -> Family:
@@ -31,11 +31,31 @@ def _family() -> Family:
     return module.Family(module.Config(width=8, ema_halflife_images=100, r1_gamma=0.5, penalty_every=3), SPEC)
 
 
-def _trainer(family: Family, *, images: int = STEPS * BATCH, snapshot_images: int = 40) -> Trainer:
+def _trainer(
+    family: Family, *, images: int = STEPS * BATCH, snapshot_images: int = 40, judge: Judge = _judge
+) -> Trainer:
     random = np.random.default_rng(0)
     images_, labels = random.integers(0, 256, (50, 1, 8, 8), np.uint8), random.integers(0, 3, 50)
     batches = Batches(images_, labels, batch_size=BATCH, seed=1, device=torch.device("cpu"))
-    return Trainer(family, batches, images=images, snapshot_images=snapshot_images, judge=_score)
+    return Trainer(family, batches, images=images, snapshot_images=snapshot_images, judge=judge)
+
+
+def _advance_to(trainer: Trainer, step: int) -> None:
+    while trainer.steps < step:
+        trainer.advance()
+
+
+def _run(
+    trainer: Trainer,
+    folder: Path,
+    *,
+    report: Callable[[int, str], None] = lambda images_seen, note: None,
+    say: Callable[[str], None] = pytest.fail,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Checkpoints:
+    checkpoints = Checkpoints(folder)
+    run(trainer, checkpoints, report=report, say=say, stopping=stopping)
+    return checkpoints
 
 
 def test_the_learning_rate_falls_to_zero_by_the_end() -> None:
@@ -52,7 +72,7 @@ def test_the_average_is_the_formula() -> None:
     trainer = _trainer(family)
     expected = [p.clone() for p in family.generator.parameters()]
     for step in range(6):
-        trainer.advance()
+        _advance_to(trainer, step + 1)
         halflife = min(100, step * BATCH * family.config.ema_ramp)
         decay = 0.5 ** (BATCH / halflife) if halflife else 0.0
         expected = [decay * e + (1 - decay) * p for e, p in zip(expected, family.generator.parameters(), strict=True)]
@@ -84,7 +104,7 @@ class _Scripted(Family):
 @pytest.mark.parametrize("player", ["generator", "discriminator"])
 def test_a_loss_moves_its_own_player_only(player: str) -> None:
     family = _Scripted(lambda step, player: 1.0, players=(player,))
-    _trainer(family).advance()
+    _advance_to(_trainer(family), 1)
     for name, parameter in family.named_parameters():
         assert (parameter.item() != 1.0) == (parameter.grad is not None) == name.startswith(player)
 
@@ -101,12 +121,14 @@ def test_curves_are_means_over_the_steps_since_the_last_row() -> None:
 def test_the_lowest_score_is_kept_with_its_weights() -> None:
     trainer = _trainer(_family(), snapshot_images=8)
     weights = {}
-    while not trainer.finished:
-        trainer.advance()
+    for step in range(STEPS + 1):
+        _advance_to(trainer, step)
         weights[trainer.images_seen] = {name: t.clone() for name, t in trainer.average.state_dict().items()}
+    trainer.advance()
+    assert trainer.finished
     assert [snapshot.images_seen for snapshot in trainer.snapshots] == [8 * step for step in range(STEPS + 1)]
     best = trainer.best_snapshot
-    assert best == (88, 0.0)
+    assert best[:2] == (88, 0.0)
     assert all(torch.equal(trainer.best[name], weights[best.images_seen][name]) for name in trainer.best)
 
 
@@ -115,20 +137,19 @@ def test_divergence_names_step_player_and_last_good_checkpoint(value: float, tmp
     def loss_of(step: int, player: str) -> float:
         return value if step >= 12 and player == "generator" else 1.0
 
-    checkpoints = Checkpoints(tmp_path)
     trainer = _trainer(_Scripted(loss_of))
     with pytest.raises(FailedError) as failed:
-        run(trainer, checkpoints, report=lambda images_seen, note: None, stopping=lambda: False)
+        _run(trainer, tmp_path)
     assert f"generator_loss is {value} in step 12 " in str(failed.value)
-    assert f"last good checkpoint: {checkpoints.images_seen:,} images" in str(failed.value)
-    state = checkpoints.load()
+    state = Checkpoints(tmp_path).load()
+    assert f"last good checkpoint: {state['steps'] * BATCH:,} images" in str(failed.value)
     assert state["steps"] <= 12
     assert all(math.isfinite(value.item()) for value in state["family"].values())
 
 
 def test_a_broken_weight_is_never_written(tmp_path: Path) -> None:
     trainer = _trainer(_family())
-    trainer.advance()
+    _advance_to(trainer, 1)
     next(trainer.family.discriminator.parameters()).data[0] = math.nan  # type: ignore[union-attr]
     with pytest.raises(DivergedError, match=r"^discriminator\.\S+ is not finite after step 0$"):
         trainer.state()
@@ -136,20 +157,52 @@ def test_a_broken_weight_is_never_written(tmp_path: Path) -> None:
 
 def test_told_to_stop_it_leaves_a_checkpoint_of_that_very_moment(tmp_path: Path) -> None:
     trainer = _trainer(_family())
-    run(
-        trainer,
-        Checkpoints(tmp_path),
-        report=lambda images_seen, note: None,
-        stopping=lambda: trainer.images_seen >= 5 * BATCH,
-    )
+    _run(trainer, tmp_path, stopping=lambda: trainer.images_seen >= 5 * BATCH)
     assert not trainer.finished
     assert Checkpoints(tmp_path).load()["steps"] == 5
 
 
+def test_told_to_stop_while_it_is_judged_it_leaves_at_once_and_judges_again_later(tmp_path: Path) -> None:
+    told = False
+
+    def judge(generator: Generator, images_seen: int) -> Snapshot | None:
+        nonlocal told
+        told = images_seen == 80
+        return None if told else _judge(generator, images_seen)
+
+    stopped = _trainer(_family(), judge=judge)
+    _run(stopped, tmp_path, stopping=lambda: told)
+    assert [snapshot.images_seen for snapshot in stopped.snapshots] == [0, 40]
+    resumed, whole = _trainer(_family()), _trainer(_family())
+    resumed.restore(Checkpoints(tmp_path).load())
+    assert resumed.images_seen == 80
+    for trainer, folder in {resumed: "resumed", whole: "whole"}.items():
+        _run(trainer, tmp_path / folder)
+    assert resumed.snapshots == whole.snapshots
+    assert all(torch.equal(resumed.best[name], whole.best[name]) for name in whole.best)
+
+
 def test_progress_is_reported_at_every_step_with_the_losses(tmp_path: Path) -> None:
     said: list[tuple[int, str]] = []
-    trainer = _trainer(_family())
-    run(trainer, Checkpoints(tmp_path), report=lambda *what: said.append(what), stopping=lambda: False)
-    assert [images_seen for images_seen, _ in said] == [BATCH * (step + 1) for step in range(STEPS)]
+    _run(_trainer(_family(), snapshot_images=10**9), tmp_path, report=lambda *what: said.append(what))
+    assert [images_seen for images_seen, _ in said] == [
+        0,
+        *(BATCH * (step + 1) for step in range(STEPS)),
+        STEPS * BATCH,
+    ]
     assert "discriminator_loss" in said[-1][1]
     assert "generator_loss" in said[-1][1]
+
+
+def test_mode_collapse_is_said_whenever_diversity_falls_below_half(tmp_path: Path) -> None:
+    diversity = {0: 0.0, 40: 0.9, 80: 0.4, 120: 0.3, 160: 0.5, 200: 0.49}  # of a generator that has learned nothing: 0
+
+    def judge(generator: Generator, images_seen: int) -> Snapshot:
+        return Snapshot(images_seen, 1.0, diversity[images_seen], "seven" if images_seen < 100 else "")
+
+    said: list[str] = []
+    _run(_trainer(_family(), images=200, judge=judge), tmp_path, say=said.append)
+    assert said == [
+        "mode collapse at 80 images: samples of class 'seven' are 40% as diverse as real images; expected at least 50%",
+        "mode collapse at 200 images: samples are 49% as diverse as real images; expected at least 50%",
+    ]

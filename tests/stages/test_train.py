@@ -223,6 +223,66 @@ def test_two_runs_with_the_same_inputs_do_not_meet(workspace: Path) -> None:
     assert "another process is training with the same inputs" in other.log.read_text()
 
 
+def test_two_processes_make_the_model_that_one_makes(workspace: Path) -> None:
+    document = _document(family="dcgan", images=640, snapshot_images=320)
+    train.run(document)
+    alone = Model.load(paths.MODEL)
+    shutil.rmtree("out/model")
+    shutil.rmtree("out/training")
+    with Command(workspace) as command:
+        command.start(_document(family="dcgan", images=640, snapshot_images=320, processes=2))
+        assert command.status() == 0, command.log.read_text()
+    together = Model.load(paths.MODEL)
+    assert together.images_seen == alone.images_seen
+    assert together.selection["score"] == pytest.approx(alone.selection["score"], rel=0.05)
+    ours, theirs = (model.sample(seed=1, start=0, count=30)[0].astype(int) for model in (together, alone))
+    assert abs(ours - theirs).mean() < 1  # gray levels: bfloat16 rounds sums of half a batch otherwise
+    assert command.log.read_text().count("kept the generator") == 1
+    assert _states(workspace) == []
+
+
+def test_processes_are_told_to_stop_through_the_one_that_started_them(workspace: Path) -> None:
+    long = _document(images=100_000_000, processes=2)
+    with Command(workspace) as command:
+        command.start(long)
+        assert command.stop_midway(signal.SIGTERM) == 128 + signal.SIGTERM
+        said = command.log.read_text()
+        (stopped,) = re.findall(r"stopped by SIGTERM at ([\d,]+) images", said)
+        command.start(long)
+        command.wait_for_a_new_checkpoint()
+        os.kill(command.running, signal.SIGKILL)  # its processes see that it is gone
+        assert command.status() == -signal.SIGKILL
+        while "stopped by" not in command.log.read_text().removeprefix(said):
+            time.sleep(0.1)
+    assert f"goes on from the checkpoint at {stopped} images" in command.log.read_text()
+
+
+def test_when_one_process_is_killed_all_end(workspace: Path) -> None:
+    with Command(workspace) as command:
+        command.start(_document(images=100_000_000, processes=2))
+        command.wait_for_a_new_checkpoint()
+        children = Path(f"/proc/{command.running}/task/{command.running}/children").read_text().split()
+        os.kill(int(children[1]), signal.SIGKILL)
+        assert command.status() == 1
+    assert "process 1 of the 2 that trained together was killed by SIGKILL" in command.log.read_text()
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_torchrun_starts_it_too(workspace: Path) -> None:
+    with (workspace / "params.yaml").open("w") as file:
+        YAML().dump(_document(images=320, snapshot_images=320, processes=2).content, file)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, "-m", "pipeline", "stage", "train"], check=True)
+    assert Model.load(paths.MODEL).selection["snapshots"] == 2
+
+
+def test_another_number_of_processes_than_torchrun_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"^train\.processes is 4, and torchrun started 2; "):
+        train.run(_document(processes=4))
+
+
 @pytest.mark.parametrize("family", ["conditional", "dcgan"])
 def test_the_outputs_are_whole_and_say_how_the_snapshot_was_chosen(workspace: Path, family: str) -> None:
     train.run(_document(family=family, images=640, snapshot_images=160, threads=1))
@@ -238,6 +298,8 @@ def test_the_outputs_are_whole_and_say_how_the_snapshot_was_chosen(workspace: Pa
         rows = list(csv.DictReader(file))
     assert [int(row["images_seen"]) for row in rows] == list(range(16, 641, 16))
     assert set(rows[0]) == {"images_seen", "discriminator_loss", "generator_loss", "real_accuracy", "fake_accuracy"}
+    with Image.open("out/training/interpolation.png") as strip:
+        assert strip.size == ((10 * 9 - 1) * 6, (3 * 9 - 1) * 6)
     grids = {path.name for path in Path("out/training/grids").iterdir()}
     assert grids == {f"{images_seen:08d}.png" for images_seen in snapshots} | {"samples.png"}
     sizes = {Image.open(io.BytesIO(path.read_bytes())).size for path in Path("out/training/grids").iterdir()}
@@ -259,6 +321,10 @@ def test_old_unfinished_states_are_forgotten_and_young_ones_kept(workspace: Path
     [
         ({"family": "dcgn"}, "params.yaml: train.family is 'dcgn'; did you mean 'dcgan'?"),
         ({"batch_size": 1}, "params.yaml: train.batch_size is 1; needed at least 2"),
+        (
+            {"batch_size": 15, "processes": 2},
+            "params.yaml: train.batch_size is 15; needed a multiple of the 2 processes",
+        ),
         ({"seed": -1}, "params.yaml: train.seed is -1; needed at least 0"),
         ({"seed": 2**32}, f"params.yaml: train.seed is {2**32}; needed below {2**32}"),
     ],

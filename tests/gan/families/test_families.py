@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.gan import families
@@ -18,7 +22,7 @@ from pipeline.gan.batches import Batch, Batches, StepDraws
 from pipeline.gan.checkpoint import Checkpoints
 from pipeline.gan.family import Family, Generator, ImageSpec, Progress, load_family
 from pipeline.gan.model import CHUNK, Model
-from pipeline.gan.training import Trainer
+from pipeline.gan.training import Snapshot, Trainer
 
 NAMES = [module.name for module in pkgutil.iter_modules(families.__path__)]
 STEPS, BATCH = 20, 8
@@ -55,8 +59,8 @@ def _family(name: str) -> Family:
     return load_family(name).Family(_config(name), _spec(name))
 
 
-def _score(generator: Generator, images_seen: int) -> float:
-    return abs(images_seen - 88.0)  # lowest neither at the first nor at the last
+def _judge(generator: Generator, images_seen: int) -> Snapshot:
+    return Snapshot(images_seen, abs(images_seen - 88.0), 1.0, "")  # lowest neither at the first nor at the last
 
 
 def _trainer(name: str) -> Trainer:
@@ -64,7 +68,7 @@ def _trainer(name: str) -> Trainer:
     images = random.integers(0, 256, (50, spec.channels, spec.image_size, spec.image_size), np.uint8)
     labels = random.integers(0, spec.classes, 50)
     batches = Batches(images, labels, batch_size=BATCH, seed=1, device=torch.device("cpu"))
-    return Trainer(_family(name), batches, images=STEPS * BATCH, snapshot_images=40, judge=_score)
+    return Trainer(_family(name), batches, images=STEPS * BATCH, snapshot_images=40, judge=_judge)
 
 
 def _leaves(tree: object) -> Iterator[object]:
@@ -147,3 +151,48 @@ def test_float64_is_kept_from_images_to_losses(name: str) -> None:
                 assert loss.dtype == torch.float64, player
     finally:
         torch.set_default_dtype(default)
+
+
+def _whole_or_half(folder: Path) -> dict[str, list[Tensor]]:
+    """All weights and running statistics of every family after 20 steps in float64, of this process."""
+    torch.set_default_dtype(torch.float64)
+    found = {}
+    for name in NAMES:
+        if not load_family(name).Config.trains_alone:
+            trainer = _trainer(name)
+            while not trainer.finished:
+                trainer.advance()
+            state = trainer.state()
+            found[name] = [*state["family"].values(), *state["average"].values()]
+            found[name] += [torch.tensor(list(row.values())) for row in state["curves"]]
+    return found
+
+
+def _be_process(number: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(number)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+    torch.save(_whole_or_half(folder), folder / str(number))
+    dist.destroy_process_group()
+
+
+def test_two_processes_with_half_the_batch_each_equal_one_with_the_whole(tmp_path: Path) -> None:
+    others = [subprocess.Popen([sys.executable, __file__, str(number), str(tmp_path)]) for number in range(2)]
+    default = torch.get_default_dtype()
+    try:
+        alone = _whole_or_half(tmp_path)
+    finally:
+        torch.set_default_dtype(default)
+    assert [process.wait() for process in others] == [0, 0]
+    for number in range(2):
+        together = torch.load(tmp_path / str(number))
+        assert together.keys() == alone.keys()
+        for name in alone:
+            for one, other in zip(together[name], alone[name], strict=True):
+                torch.testing.assert_close(
+                    one, other, rtol=0, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
+                )
+
+
+if __name__ == "__main__":
+    _be_process(int(sys.argv[1]), Path(sys.argv[2]))
