@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.gan import diffaugment, family, objectives, penalties
 from pipeline.gan.batches import Batch, Draws
+from pipeline.gan.distributed import all_mean
 from pipeline.gan.family import Generator, Progress, at_least
 
 
@@ -119,10 +120,10 @@ class Family(family.Family):
         return total
 
     def _chart(self, progress: Progress, real_scores: Tensor, fake_scores: Tensor) -> None:
-        """How the game stands: how many of each kind the discriminator tells rightly, or of pairs where it must."""
-        boundary = self.objective.boundary
+        """How many of each kind the discriminator tells rightly: the sign of how the game stands."""
+        real_scores, fake_scores = real_scores.detach(), fake_scores.detach()
+        boundary: Tensor | float | None = self.objective.boundary
         if boundary is None:
-            right = {"pair_accuracy": real_scores > fake_scores}
-        else:
-            right = {"real_accuracy": real_scores > boundary, "fake_accuracy": fake_scores < boundary}
-        progress.charts.update((name, told.to(real_scores.dtype).mean()) for name, told in right.items())
+            boundary = all_mean((real_scores.mean() + fake_scores.mean()) / 2)
+        progress.charts["real_accuracy"] = (real_scores > boundary).to(real_scores.dtype).mean()
+        progress.charts["fake_accuracy"] = (fake_scores < boundary).to(real_scores.dtype).mean()

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from pipeline.gan.batches import Batch, Draws
-from pipeline.gan.family import Generator
+from pipeline.gan.family import Generator, ImageSpec
+
+
+def doublings(spec: ImageSpec) -> int:
+    """How often 4×4 is doubled to the images' size. Raises ValueError unless that is a power of two from 8 to 256."""
+    size = spec.image_size
+    if size & (size - 1) or not 8 <= size <= 256:
+        raise ValueError(f"images are {size}×{size}; needed a power of two from 8 to 256, see ingest.image_size")
+    return size.bit_length() - 3
 
 
 class NoiseGenerator(Generator):
@@ -53,9 +63,70 @@ class ProjectionScore(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            features = features.to(self.linear.weight.dtype)
+            features = features.to(self.linear.bias.dtype)
             scores: Tensor = self.linear(features).squeeze(1)
             return scores if self.embedding is None else scores + (self.embedding(labels) * features).sum(1)
+
+
+class ConditionalBatchNorm2d(nn.Module):
+    """Batch normalization of maps (B, C, H, W) with a gain and a bias (C,) for each label (B,).
+
+    Dumoulin et al. 2017 (arXiv 1610.07629), equation 5. With 0 classes plain batch normalization.
+    """
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.normalization = nn.BatchNorm2d(features, affine=not classes)
+        self.gain = self.bias = None
+        if classes:
+            self.gain, self.bias = nn.Embedding(classes, features), nn.Embedding(classes, features)
+            nn.init.ones_(self.gain.weight)
+            nn.init.zeros_(self.bias.weight)
+
+    def forward(self, maps: Tensor, labels: Tensor) -> Tensor:
+        maps = self.normalization(maps)
+        if self.gain is None or self.bias is None:
+            return maps
+        gain, bias = (embedding(labels)[:, :, None, None].to(maps.dtype) for embedding in (self.gain, self.bias))
+        return torch.addcmul(bias, maps, gain)
+
+
+class SpectralNorm(nn.Module):
+    """Divides a weight by its largest singular value: Miyato et al. 2018 (arXiv 1802.05957), algorithm 1.
+
+    The weight is seen as a matrix (first dimension, all others). Its first left singular vector is followed by one
+    power iteration in each training pass, and held otherwise; always in the weight's own precision.
+    """
+
+    left: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        matrix = weight.detach().flatten(1)
+        left = torch.randn(len(matrix), dtype=matrix.dtype)
+        for _ in range(20):  # so that the first weights are already about 1
+            left, _ = self._iterated(matrix, left)
+        self.register_buffer("left", left)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            matrix = weight.flatten(1)
+            left, right = self._iterated(matrix.detach(), self.left)
+            if self.training:
+                self.left.copy_(left)
+            return weight / (left @ matrix @ right)
+
+    @staticmethod
+    def _iterated(matrix: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+        right = F.normalize(left @ matrix, dim=0)
+        return F.normalize(matrix @ right, dim=0), right
+
+
+def normalize_spectrally(network: nn.Module) -> None:
+    """Give every linear map, convolution and embedding of a network a largest singular value of 1."""
+    for module in list(network.modules()):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+            parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight))
 
 
 def dropout(units: Tensor, share: float, draws: Draws) -> Tensor:

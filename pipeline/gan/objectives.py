@@ -21,7 +21,7 @@ class Objective(NamedTuple):
 
     discriminator: Loss
     generator: Loss
-    boundary: float | None = 0.0  # an image that scores above it is called real; None: only differences count
+    boundary: float | None = 0.0  # the score from which an image is called real; None: only differences count
 
 
 def _logistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:

@@ -1,101 +1,41 @@
-"""Deep convolutional GAN (Radford, Metz & Chintala 2015, arXiv 1511.06434), labelled where wanted.
+"""Deep convolutional GAN (Radford, Metz & Chintala 2015, arXiv 1511.06434): the first that scaled to photographs.
 
-Strided and transposed 4×4 convolutions in place of pooling, batch normalization in both networks but for the layers
-that touch pixels, ReLU in the generator and leaky ReLU in the discriminator, weights begun as N(0, 0.02). A label goes
-into the generator with the latent and into the discriminator by projection (Miyato & Koyama 2018, arXiv 1802.05637).
+New: networks of convolutions alone, in which strides take the place of pooling, batch normalization in both but for the
+layers that touch pixels, ReLU in the generator and leaky ReLU in the discriminator (section 3); weights begun as
+N(0, 0.02) and Adam with a β1 of 0.5 (section 4). The networks stand in pipeline/gan/convolutional.py.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
-from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pipeline.gan import game
-from pipeline.gan.family import ImageSpec, at_least
-from pipeline.gan.layers import LabelJoin, NoiseGenerator, ProjectionScore
+from pipeline.gan import convolutional, game
+from pipeline.gan.convolutional import Discriminator
+from pipeline.gan.family import ImageSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(game.Config):
+class Config(convolutional.Config):
     """`families.dcgan` of params.yaml."""
 
     learning_rate: float = 2e-4  # this and the betas as in the paper
     beta1: float = 0.5
     beta2: float = 0.999
-    embedding_size: int = 32  # of the label, where it is joined to the latent
-    width: int = 64  # channels at half the image's size; twice as many at each smaller size, at most 8 times
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, embedding_size=1, width=1)
         if self.gradient_penalty:
             raise ValueError(
                 f"gradient_penalty is {self.gradient_penalty}; needed 0 with batch normalization in the discriminator, "
-                "where a score depends on the other images too; wgan_gp has none"
+                "which makes a score depend on the other images too; wgan_gp has none"
             )
 
 
-def _channels(config: Config, spec: ImageSpec) -> list[int]:
-    """Channels at each size from the smallest (4×4, or 2×2 for images of 8×8) to half the image's size."""
-    size = spec.image_size
-    if size & (size - 1) or not 8 <= size <= 256:
-        raise ValueError(f"images are {size}×{size}; dcgan needed a power of two from 8 to 256, see ingest.image_size")
-    levels = max(2, size.bit_length() - 3)
-    return [config.width * min(8, 2**level) for level in reversed(range(levels))]
-
-
-def _initialize(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            nn.init.normal_(module.weight, 0, 0.02)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight, 1, 0.02)
-    network.to(memory_format=torch.channels_last)
-
-
-class Generator(NoiseGenerator):
-    def __init__(self, config: Config, spec: ImageSpec) -> None:
-        super().__init__(config.latent_size, conditional=config.class_conditional)
-        channels = _channels(config, spec)
-        size = spec.image_size // 2 ** len(channels)
-        self.join = LabelJoin(config.latent_size, spec.classes if self.conditional else 0, config.embedding_size)
-        layers: list[nn.Module] = [
-            nn.Linear(self.join.size, channels[0] * size**2, bias=False),
-            nn.Unflatten(1, (channels[0], size, size)),
-        ]
-        for before, after in itertools.pairwise(channels):
-            layers += [nn.BatchNorm2d(before), nn.ReLU(), nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]
-        layers += [nn.BatchNorm2d(channels[-1]), nn.ReLU(), nn.ConvTranspose2d(channels[-1], spec.channels, 4, 2, 1)]
-        self.layers = nn.Sequential(*layers, nn.Tanh())
-        _initialize(self)
-
-    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        images: Tensor = self.layers(self.join(latents, labels))
-        return images
-
-
-class Discriminator(nn.Module):
-    def __init__(self, config: Config, spec: ImageSpec) -> None:
-        super().__init__()
-        channels = _channels(config, spec)[::-1]
-        size = spec.image_size // 2 ** len(channels)
-        layers: list[nn.Module] = [nn.Conv2d(spec.channels, channels[0], 4, 2, 1), nn.LeakyReLU(0.2)]
-        for before, after in itertools.pairwise(channels):
-            layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Flatten())
-        self.score = ProjectionScore(channels[-1] * size**2, spec.classes if config.class_conditional else 0)
-        _initialize(self)
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        scores: Tensor = self.score(self.layers(images), labels)
-        return scores
+Generator = convolutional.Generator
 
 
 class Family(game.Family):
     def __init__(self, config: Config, spec: ImageSpec) -> None:
-        super().__init__(config, Generator(config, spec), Discriminator(config, spec))
+        super().__init__(config, Generator(config, spec), Discriminator(config, spec, nn.BatchNorm2d))

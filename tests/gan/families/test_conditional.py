@@ -28,3 +28,8 @@ def test_concatenation_gives_the_first_layer_the_label_and_projection_the_last()
     projected = Family(Config(conditioning="projection", embedding_size=5), SPEC).discriminator
     assert projected.layers[0].in_features == 3 * 6 * 6
     assert projected.score.embedding is not None
+
+
+def test_without_labels_it_would_be_another_family() -> None:
+    with pytest.raises(ValueError, match=r"^class_conditional is False; needed True"):
+        Config(class_conditional=False)
