@@ -18,7 +18,7 @@ from flows.repro import StageRun, reproduce
 from pipeline import paths
 from pipeline.delivery import Published
 from pipeline.delivery.settings import read_publish_settings
-from pipeline.delivery.workspace import publish_workspace
+from pipeline.delivery.workspace import open_workspace_store, publish_workspace
 from pipeline.errors import ForgelineError
 from pipeline.params import Document
 from pipeline.progress import duration
@@ -43,9 +43,14 @@ def retrain(workspace: Path = Path(), publish_url: str | None = None) -> RunResu
         publish_url: Where to publish, instead of publish.url in params.yaml: s3://bucket/prefix or a folder.
     """
     try:
-        stages = run_stages(read_stages(workspace), workspace)
+        graph = read_stages(workspace)
+        settings = read_publish_settings(Document.load(workspace / paths.PARAMS))
+        url = publish_url or settings.url
+        if url:
+            open_workspace_store(workspace, url)  # a wrong word is told before hours of training
+        stages = run_stages(graph, workspace)
         artifacts.record(workspace)
-        published = publish(workspace, publish_url, return_state=True).result()
+        published = publish(workspace, url, settings.name, return_state=True).result()
         return RunResult(stages=stages, published=cast("Published | None", published))
     except ForgelineError as error:  # an expected ending: its sentence, and no traceback
         return Failed(message=str(error), data=error)
@@ -83,15 +88,14 @@ def run_stage(stage: str, workspace: Path, title: str) -> StageRun | State[Any]:
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE)
-def publish(workspace: Path, url: str | None) -> Published | State[Any] | None:
+def publish(workspace: Path, url: str | None, name: str) -> Published | State[Any] | None:
     """Publish the synthetic set, where a URL is given; ends as Skipped when this very set is published already."""
     say = _teller()
+    if not url:
+        say("publish: publish.url names no place, skipped")
+        return Completed(name="Skipped", message="publish.url names no place")
     try:
-        settings = read_publish_settings(Document.load(workspace / paths.PARAMS))
-        if not (url := url or settings.url):
-            say("publish: publish.url names no place, skipped")
-            return Completed(name="Skipped", message="publish.url names no place")
-        published = publish_workspace(workspace, url, settings.name)
+        published = publish_workspace(workspace, url, name)
     except ForgelineError as error:
         return Failed(message=f"publish: {error}", data=error)
     if published.caveat:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline import paths, stages
-from pipeline.delivery import check, open_store
+from pipeline.delivery import check
 from pipeline.delivery.settings import read_publish_settings
+from pipeline.delivery.workspace import open_workspace_store
 from pipeline.errors import ForgelineError
 from pipeline.params import Document
 
@@ -172,7 +173,7 @@ def _store(workspace: Path) -> Finding:
         folder = workspace / url
         if "://" not in url and not folder.exists():
             return "ok", f"{url} is not there yet; publishing makes it", ""
-        promises = check(open_store(url if "://" in url else str(folder)))
+        promises = check(open_workspace_store(workspace, url))
     except ForgelineError as error:
         return "missing", str(error), mend
     if not (promises.read and promises.write):

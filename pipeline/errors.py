@@ -24,6 +24,7 @@ class FailedError(ForgelineError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """The ending of a sentence that refuses `word`: the nearest of `known`, or all of them."""
-    choices = sorted(known)
+    if not (choices := sorted(known)):
+        return "needed none"
     close = difflib.get_close_matches(word, choices, n=1)
     return f"did you mean '{close[0]}'?" if close else f"needed one of {', '.join(choices)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.errors import UserError
 from pipeline.errors import nearest as nearest
@@ -33,26 +34,34 @@ class Document:
             content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{path}: not found; needed the settings, 'forgeline recipe' lists ready ones") from None
+        except MarkedYAMLError as error:
+            where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+            raise UserError(f"{path}: is not YAML: {where}{_one_line(error.problem or error)}") from None
         except (YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+            raise UserError(f"{path}: is not YAML: {_one_line(error)}") from None
         if not isinstance(content, dict):
             raise UserError(f"{path}: found {_describe(content)}, needed a mapping of sections")
         return cls(content, str(path))
 
     def section(self, key: str, into: type[T]) -> T:
         """The mapping at the dotted `key` as the dataclass `into`."""
-        found: Any = self.content
+        return self.build(key, self.mapping(key), into)
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        """The mapping at the dotted `key`."""
+        found = self.content
         walked: list[str] = []
         for part in key.split("."):
-            if not isinstance(found, Mapping):
-                raise self.error(".".join(walked), f"found {_describe(found)}, needed a mapping")
             if part not in found:
                 hint = difflib.get_close_matches(part, map(str, found), n=1)
                 also = f"; did you misspell it as '{hint[0]}'?" if hint else ""
                 raise self.error(".".join([*walked, part]), f"is missing{also}")
-            found = found[part]
+            value = found[part]
             walked.append(part)
-        return self.build(key, found, into)
+            if not isinstance(value, Mapping):
+                raise self.error(".".join(walked), f"found {_describe(value)}, needed a mapping")
+            found = value
+        return found
 
     def build(self, key: str, found: Any, into: type[T]) -> T:
         """`found`, the value at the dotted `key`, as the dataclass `into`."""
@@ -95,9 +104,9 @@ class Document:
             return {str(name): self._convert(f"{key}.{name}", item, arguments[1]) for name, item in value.items()}
         if dataclasses.is_dataclass(hint):
             return self.build(key, value, typing.cast(type[Any], hint))
-        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:  # .inf and .nan are not
             return float(value)
-        if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        if hint in (bool, int, str) and type(value) is hint:
             return value
         raise self.error(key, f"is {_describe(value)}; needed {_type_name(hint)}")
 
@@ -114,6 +123,10 @@ def _type_name(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"a list, each item {_type_name(arguments[0])}"
     return _NAMES.get(hint, "a mapping")
+
+
+def _one_line(words: object) -> str:
+    return " ".join(str(words).split())
 
 
 def _describe(value: Any) -> str:

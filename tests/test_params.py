@@ -74,6 +74,9 @@ train:
         ("train: {images: many}", "train.images is the text 'many'; needed a whole number"),
         ("train: {images: 0}", "train.images is 0; needed at least 1"),
         ("train: {images: 1, rate: fast}", "train.rate is the text 'fast'; needed a number"),
+        ("train: {images: 1, rate: .inf}", "train.rate is inf; needed a number"),
+        ("train: {images: 1, rate: .nan}", "train.rate is nan; needed a number"),
+        (f"train: {{images: 1, rate: {10**400}}}", f"train.rate is {10**400}; needed a number"),
         ("train: {images: 1, kind: hing}", "train.kind is 'hing'; did you mean 'hinge'?"),
         ("train: {images: 1, flip: 1}", "train.flip is 1; needed true or false"),
         ("train: {images: 1, path: 3}", "train.path is 3; needed text"),
@@ -92,12 +95,22 @@ def test_a_mistake_is_named_with_its_key_and_its_mend(text: str, sentence: str, 
     assert caught.value.exit_status == 2
 
 
-@pytest.mark.parametrize("text", ["- 1", "a: b: c", "", "\0", "train: {images: 1}\ntrain: {images: 2}"])
-def test_a_file_that_is_no_mapping_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("- 1", "found a list, needed a mapping of sections"),
+        ("", "found nothing, needed a mapping of sections"),
+        ("train:\n\timages: 1", "is not YAML: line 2: found character that cannot start any token"),
+        ("train: {images: 1}\ntrain: {images: 2}", 'is not YAML: line 2: found duplicate key "train" with value'),
+        ("\0", "is not YAML: unacceptable character"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused_in_one_line(text: str, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read(text, tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / 'params.yaml'}: ")
+    assert str(caught.value).startswith(f"{tmp_path / 'params.yaml'}: {sentence}")
     assert "\n" not in str(caught.value)
+    assert "http" not in str(caught.value)
 
 
 def test_a_missing_file_says_where_ready_ones_are(tmp_path: Path) -> None:

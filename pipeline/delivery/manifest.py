@@ -16,6 +16,7 @@ MANIFEST = "manifest.json"
 _MAX_DEPTH = 8
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+NAME = "a-z, 0-9, '.', '_', '-', with a letter or digit first"  # in words
 _PART = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,99}[A-Za-z0-9_-])?")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -29,7 +30,7 @@ def is_name(name: str) -> bool:
 def check_name(kind: str, name: str) -> None:
     """Raise UserError unless `name` may be that of a release or a version, the `kind` that the sentence says."""
     if not is_name(name):
-        raise UserError(f"'{name}' cannot be a {kind}; needed a-z, 0-9, '.', '_', '-', with a letter or digit first")
+        raise UserError(f"'{name}' cannot be a {kind}; needed {NAME}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.delivery.manifest import NAME, is_name
 from pipeline.params import Document
 
 
@@ -13,6 +14,10 @@ class PublishSettings:
 
     url: str | None
     name: str
+
+    def __post_init__(self) -> None:
+        if not is_name(self.name):
+            raise ValueError(f"name is '{self.name}'; needed {NAME}")
 
 
 def read_publish_settings(document: Document) -> PublishSettings:

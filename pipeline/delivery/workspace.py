@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline import paths
 from pipeline.delivery.description import Description, Lineage, Metric
 from pipeline.delivery.release import Published, publish
-from pipeline.delivery.stores import open_store
+from pipeline.delivery.stores import Store, open_store
 from pipeline.errors import UserError
 from pipeline.imageset import ImageSet, png
 from pipeline.params import Document
@@ -49,7 +49,7 @@ _AGAIN = "needed what all stages wrote, run 'dvc repro' first"
 
 
 def publish_workspace(workspace: Path, url: str, name: str) -> Published:
-    """Publish the synthetic set of `workspace` to the store at `url`; a folder is relative to the workspace.
+    """Publish the synthetic set of `workspace` to the store at `url`.
 
     The params of the version are those that dvc.lock has of each stage, not what params.yaml has become since. Raises
     UserError when outputs are missing or have changed since another stage read them.
@@ -74,9 +74,14 @@ def publish_workspace(workspace: Path, url: str, name: str) -> Published:
         metrics={title: reports[title] for title in ("evaluation/model", "evaluation/synthetic", "utility/utility")},
         validation={title: reports[title] for title in ("validation/real", "validation/synthetic")},
     )
-    store = open_store(url if "://" in url else str(workspace / url))
+    store = open_workspace_store(workspace, url)
     description = _describe(name, images, reports, lineage)
     return publish(store, name, images.root, description=description, documents=documents)
+
+
+def open_workspace_store(workspace: Path, url: str) -> Store:
+    """The store at `url`; a folder is relative to the workspace. Nothing is read or written yet."""
+    return open_store(url if "://" in url else str(workspace / url))
 
 
 def _read(path: Path) -> bytes:

@@ -77,13 +77,12 @@ def kinds() -> list[str]:
 
 def load_source(document: Document) -> Source:
     """The source that the section `source` describes. Raises UserError that names the key."""
-    section = document.content.get("source")
-    if not isinstance(section, Mapping) or "kind" not in section:
+    settings = dict(document.mapping("source"))
+    if "kind" not in settings:
         raise document.error("source.kind", f"is missing; needed one of {', '.join(kinds())}")
-    kind = section["kind"]
+    kind = settings.pop("kind")
     if kind not in kinds():
         raise document.error("source.kind", f"is '{kind}'; {nearest(str(kind), kinds())}")
     module: Any = importlib.import_module(f"pipeline.sources.{kind}")
-    settings = {key: value for key, value in section.items() if key != "kind"}
     source: Source = module.Source(document.build("source", settings, module.Config))
     return source

@@ -99,7 +99,15 @@ def test_what_is_wrong_with_the_repository_or_the_settings_is_told_before_anythi
     (folder / "params.yaml").write_text("publish: {url: null, nam: toy}\n")
     with pytest.raises(UserError, match=r"params.yaml: publish.nam is not a setting; did you mean 'name'\?$"):
         run(folder)
+    (folder / "params.yaml").write_text("publish: {url: null, name: My set}\n")
+    with pytest.raises(UserError, match=r"params.yaml: publish.name is 'My set'; needed a-z, 0-9"):
+        run(folder)
+    (folder / "params.yaml").write_text("publish: {url: 'http://host/sets', name: toy}\n")
+    with pytest.raises(UserError, match=r"^'http://host/sets' is not a store; needed s3://bucket/prefix or a folder$"):
+        run(folder)
     (folder / "params.yaml").write_text("publish: {url: null, name: toy}\n")
+    with pytest.raises(UserError, match=r"^'s3://' names no bucket"):
+        run(folder, "s3://")
     shutil.rmtree(folder / ".dvc")
     with pytest.raises(UserError, match=rf"^{folder}: is not a DVC repository"):
         run(folder)

@@ -22,8 +22,8 @@ def test_the_kinds_are_the_modules_with_a_config() -> None:
         ({"kind": "files"}, f"params.yaml: source.kind is 'files'; needed one of {KINDS}"),
         ({"kind": None}, f"params.yaml: source.kind is 'None'; needed one of {KINDS}"),
         ({}, f"params.yaml: source.kind is missing; needed one of {KINDS}"),
-        ("digits", f"params.yaml: source.kind is missing; needed one of {KINDS}"),
-        ({"kind": "digits", "url": "x"}, "params.yaml: source.url is not a setting; needed one of "),
+        ("digits", "params.yaml: source found the text 'digits', needed a mapping"),
+        ({"kind": "digits", "url": "x"}, "params.yaml: source.url is not a setting; needed none"),
         ({"kind": "images"}, "params.yaml: source.url is missing; needed text"),
         ({"kind": "images", "ulr": "x"}, "params.yaml: source.ulr is not a setting; did you mean 'url'?"),
         (
