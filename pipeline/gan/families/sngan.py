@@ -53,15 +53,15 @@ def _channels(width: int, size: int) -> int:
 
 
 class GeneratorBlock(nn.Module):
-    """Maps (B, before, S, S) → (B, after, 2S, 2S)."""
+    """Maps (B, before, S, S) → (B, after, 2S, 2S). Its convolutions end in a normalization, which undoes any bias."""
 
     def __init__(self, before: int, after: int, classes: int) -> None:
         super().__init__()
         self.normalization1 = ConditionalBatchNorm2d(before, classes)
-        self.convolution1 = nn.Conv2d(before, after, 3, padding=1)
+        self.convolution1 = nn.Conv2d(before, after, 3, padding=1, bias=False)
         self.normalization2 = ConditionalBatchNorm2d(after, classes)
-        self.convolution2 = nn.Conv2d(after, after, 3, padding=1)
-        self.shortcut = nn.Conv2d(before, after, 1)
+        self.convolution2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.shortcut = nn.Conv2d(before, after, 1, bias=False)
 
     def forward(self, maps: Tensor, labels: Tensor) -> Tensor:
         hidden = F.interpolate(F.relu(self.normalization1(maps, labels)), scale_factor=2)
