@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import great_expectations as gx
 import pandas as pd
-from great_expectations.checkpoint import UpdateDataDocsAction
 from great_expectations.core.run_identifier import RunIdentifier
 from great_expectations.data_context.types.base import ProgressBarsConfig
+from great_expectations.render.renderer import ValidationResultsPageRenderer
+from great_expectations.render.view import DefaultJinjaPageView
 
 from pipeline.expectations.page import self_contained
 
@@ -60,33 +59,29 @@ def check(frame: pd.DataFrame, suite: gx.ExpectationSuite) -> Report:
     context = gx.get_context(mode="ephemeral")
     context.enable_analytics(False)
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    with tempfile.TemporaryDirectory() as folder:
-        store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": folder}
-        context.add_data_docs_site("docs", {"class_name": "SiteBuilder", "store_backend": store})
-        asset = context.data_sources.add_or_update_pandas("manifest").add_dataframe_asset(suite.name)
-        definition = gx.ValidationDefinition(
-            name=suite.name, data=asset.add_batch_definition_whole_dataframe("all"), suite=context.suites.add(suite)
-        )
-        checkpoint = gx.Checkpoint(
-            name=suite.name,
-            validation_definitions=[context.validation_definitions.add(definition)],
-            actions=[UpdateDataDocsAction(name="docs", site_names=["docs"])],
-            result_format={
-                "result_format": "SUMMARY",
-                "partial_unexpected_count": EXAMPLES,
-                "unexpected_index_column_names": ["path"] if "path" in frame else [],
-            },
-        )
-        ran = context.checkpoints.add(checkpoint).run(
-            batch_parameters={"dataframe": frame},
-            run_id=RunIdentifier(suite.name, datetime.fromtimestamp(0, UTC)),  # no time of day in what is compared
-        )
-        (page,) = Path(folder, "validations").rglob("*.html")
-        html = self_contained(page.read_text(encoding="utf-8"))
-    results = [result for validation in ran.run_results.values() for result in validation.results]
+    asset = context.data_sources.add_or_update_pandas("manifest").add_dataframe_asset(suite.name)
+    definition = gx.ValidationDefinition(
+        name=suite.name, data=asset.add_batch_definition_whole_dataframe("all"), suite=context.suites.add(suite)
+    )
+    checkpoint = gx.Checkpoint(
+        name=suite.name,
+        validation_definitions=[context.validation_definitions.add(definition)],
+        result_format={
+            "result_format": "SUMMARY",
+            "partial_unexpected_count": EXAMPLES,
+            "unexpected_index_column_names": ["path"] if "path" in frame else [],
+        },
+    )
+    ran = context.checkpoints.add(checkpoint).run(
+        batch_parameters={"dataframe": frame},
+        run_id=RunIdentifier(suite.name, datetime.fromtimestamp(0, UTC)),  # no time of day in what is compared
+    )
+    (validation,) = ran.run_results.values()
+    # Rendered here: UpdateDataDocsAction goes on without a word where a page cannot be written or rendered.
+    page = self_contained(DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(validation)))
     order = {expectation.id: position for position, expectation in enumerate(suite.expectations)}
-    results.sort(key=lambda result: order[result.expectation_config.id])
-    return Report(verdicts=tuple(map(_verdict, results)), page=html)
+    results = sorted(validation.results, key=lambda result: order[result.expectation_config.id])
+    return Report(verdicts=tuple(map(_verdict, results)), page=page)
 
 
 def _verdict(result: Any) -> Verdict:
