@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from flows.run import run
 from pipeline import paths
-from pipeline.errors import ForgelineError
+from pipeline.errors import ForgelineError, end
 from pipeline.report.summary import summary
 
 if TYPE_CHECKING:
@@ -31,9 +30,9 @@ def main() -> None:
     try:
         result = run(Path.cwd(), url)
     except ForgelineError as error:
-        _end(str(error), error.exit_status)
+        end(str(error), error.exit_status)
     except KeyboardInterrupt:
-        _end("interrupted", 128 + signal.SIGINT)
+        end("interrupted", 128 + signal.SIGINT)
     _show(Path(), result)
 
 
@@ -54,12 +53,7 @@ def _show(workspace: Path, result: RunResult) -> None:
 
 def _leave(number: int, _: FrameType | None) -> NoReturn:
     """Unwind: the stage's processes end, Prefect learns of it, its server ends."""
-    _end(f"ended by {signal.Signals(number).name}", 128 + number)
-
-
-def _end(sentence: str, status: int) -> NoReturn:
-    print(f"forgeline: {sentence}", file=sys.stderr)
-    sys.exit(status)
+    end(f"ended by {signal.Signals(number).name}", 128 + number)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from flows.server import temporary_server
 from pipeline.doctor import prefect_answers, read_all_params
 from pipeline.errors import FailedError
+from pipeline.progress import Terminal
 
 if TYPE_CHECKING:
     from flows.retrain import RunResult as Result
@@ -32,6 +34,7 @@ def run(workspace: Path, publish_url: str | None = None) -> Result:
     with ExitStack() as stack:
         url = PREFECT_API_URL.value()
         if not url:
+            print("a Prefect server starts, for this run alone", file=sys.stderr)  # which takes a while
             started = stack.enter_context(temporary_server())
         elif not prefect_answers(url):
             raise FailedError(
@@ -63,7 +66,21 @@ def show_only_what_is_said() -> None:
     from flows.retrain import SAID
 
     root = logging.getLogger()
-    terminal = logging.StreamHandler()
+    terminal = _Said()
     terminal.addFilter(lambda record: hasattr(record, SAID))
     root.handlers = [handler for handler in root.handlers if not type(handler).__module__.startswith("prefect.")]
     root.addHandler(terminal)
+
+
+class _Said(logging.StreamHandler[TextIO]):
+    """Standard error; where that is a terminal, each line of progress takes the place of the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terminal = Terminal(self.stream) if self.stream.isatty() else None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.terminal:
+            self.terminal.write(self.format(record))
+        else:
+            super().emit(record)

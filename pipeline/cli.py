@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from pipeline.errors import ForgelineError, nearest
+from pipeline.errors import ForgelineError, end, nearest
 
 
 class Commands(click.Group):
@@ -179,23 +179,18 @@ def main() -> None:
     try:
         forgeline(standalone_mode=False)
     except click.ClickException as error:
-        _end(error.format_message(), error.exit_code)
+        end(error.format_message(), error.exit_code)
     except click.exceptions.Exit as leaving:
         sys.exit(leaving.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _end("interrupted", 130)
+        end("interrupted", 130)
     except ForgelineError as error:
-        _end(str(error), error.exit_status)
+        end(str(error), error.exit_status)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             where = f" while writing {error.filename}" if error.filename else ""
-            _end(f"no space left on the disk{where}; nothing half-written was kept", 1)
+            end(f"no space left on the disk{where}; nothing half-written was kept", 1)
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         raise
-
-
-def _end(sentence: str, status: int) -> None:
-    print(f"forgeline: {sentence}", file=sys.stderr)
-    sys.exit(status)

@@ -1,7 +1,9 @@
 """The two ways a command ends badly, told apart by exit status, and the nearest right word."""
 
 import difflib
+import sys
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class ForgelineError(Exception):
@@ -28,3 +30,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
         return "needed none"
     close = difflib.get_close_matches(word, choices, n=1)
     return f"did you mean '{close[0]}'?" if close else f"needed one of {', '.join(choices)}"
+
+
+def end(sentence: str, status: int) -> NoReturn:
+    """End this process with one sentence, on a terminal in the place of a line of progress."""
+    clear = "\r\x1b[J" if sys.stderr.isatty() else ""
+    print(f"{clear}forgeline: {sentence}", file=sys.stderr)
+    sys.exit(status)

@@ -55,7 +55,6 @@ def train_all(
     """Each file's classifier and its seed. The judges are twice as deep as the extractor and the filter."""
     files = [EXTRACTOR, FILTER, *JUDGES]
     line = ProgressLine("features", len(files) * params.images_seen, "images")
-    line.update(0)
     trained = {}
     for number, file in enumerate(files):
         classifier = train_classifier(

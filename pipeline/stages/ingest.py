@@ -111,6 +111,11 @@ def run(document: Document) -> None:
             )
             write_manifest(folder / paths.MANIFEST, imageset)
             (folder / paths.QUARANTINE).write_bytes(collection.quarantine())
+    if collection.bad or collection.harmless:
+        print(
+            f"ingest: left out {len(collection.bad):,} bad files and {len(collection.harmless):,} that are text; "
+            f"{paths.REAL / paths.QUARANTINE} says why"
+        )
 
 
 def _inventory(source: Source) -> dict[str, Any]:

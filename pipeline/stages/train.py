@@ -211,7 +211,7 @@ def _train(trainer: Trainer, checkpoints: Checkpoints, stop: Stop) -> None:
         trainer.restore(state)
         _say(f"goes on from the checkpoint at {trainer.images_seen:,} images")
     started, cpu_started, first = time.monotonic(), time.process_time(), trainer.images_seen
-    line = ProgressLine("train", trainer.total_images, "images")
+    line = ProgressLine("train", trainer.total_images, "images", done=first)
     with stop.noting():
         training.run(trainer, checkpoints, report=line.update, say=_say, stopping=stop)
     if not trainer.finished:

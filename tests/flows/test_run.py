@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -38,7 +39,7 @@ def start(folder: Path, url: str = "") -> subprocess.Popen[str]:
 def processes_of_stage(command: subprocess.Popen[str]) -> list[psutil.Process]:
     """The processes of the stage that `WAITS`, once it runs."""
     assert command.stderr is not None
-    told = [command.stderr.readline().strip() for _ in range(3)]
+    told = list(islice((line.strip() for line in command.stderr if not line.startswith("a Prefect server")), 3))
     assert told[0] == "[1/1] one"
     return [psutil.Process(int(pid)) for pid in told[1:]]
 

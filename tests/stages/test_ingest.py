@@ -297,8 +297,11 @@ def spoilt(photos: Path) -> Path:
     return photos
 
 
-def test_bad_files_are_left_out_with_their_reasons(spoilt: Path) -> None:
+def test_bad_files_are_left_out_with_their_reasons(spoilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     imageset = run(spoilt, max_bad_fraction=0.2)
+    assert capsys.readouterr().out == (
+        "ingest: left out 4 bad files and 1 that are text; out/real/quarantine.json says why\n"
+    )
     assert sum(map(sum, imageset.counts.values())) == 24
     listed = json.loads((REAL / "quarantine.json").read_bytes())
     assert listed["images"] == 24
