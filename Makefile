@@ -49,9 +49,11 @@ $(VENV)/bin/uv:
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint infra/constraints.txt uv
 
 $(VENV)/installed-train: $(VENV)/bin/uv pyproject.toml infra/constraints.txt
+	@echo "make: installs the pinned packages into $(VENV), 6 GB; the first time takes minutes"
 	uv pip install --quiet --python $(VENV)/bin/python --constraint infra/constraints.txt --editable '.[train]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/bin/uv pyproject.toml infra/constraints.txt
+	@echo "make: installs the pinned packages into $(VENV), 6 GB; the first time takes minutes"
 	uv pip install --quiet --python $(VENV)/bin/python --constraint infra/constraints.txt --editable '.[train,dev]'
 	@touch $@ $(VENV)/installed-train

@@ -41,8 +41,8 @@ def _show(workspace: Path, result: RunResult) -> None:
     from flows.artifacts import SAMPLES
 
     console = Console(highlight=False)
-    if (table := summary(workspace)).row_count:
-        console.print(table)
+    for table in summary(workspace):
+        console.print(table, end="\n\n")
     if result.published:
         console.print(f"release: {result.published.url}", soft_wrap=True)
     docs = {f"Data Docs, {which}": paths.VALIDATION / which / "docs" / "index.html" for which in ("real", "synthetic")}

@@ -123,16 +123,17 @@ def list_(url: str) -> None:
     if not releases:
         click.echo(f"{url}: no releases yet")
         return
-    table = Table("name", "version", "created", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("name", overflow="fold")
+    for title in ("version", "created (UTC)"):
+        table.add_column(title, no_wrap=True)
     for title in ("images", "classes", "size"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_column("")
     for release in releases:
-        size = f"{release.bytes / 1e6:,.1f} MB"
-        latest = "latest" if release.latest else ""
-        table.add_row(
-            release.name, release.version, release.created, f"{release.images:,}", str(release.classes), size, latest
-        )
+        created = release.created[:16].replace("T", " ")
+        numbers = (f"{release.images:,}", str(release.classes), f"{release.bytes / 1e6:,.1f} MB")
+        table.add_row(release.name, release.version, created, *numbers, "latest" if release.latest else "")
     Console().print(table)
 
 

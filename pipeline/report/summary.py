@@ -25,42 +25,56 @@ _MEASURES = {  # dotted name in metrics.json: what it is called, how it is writt
 }
 
 
-def summary(workspace: Path) -> Table:
-    """What the evaluate and utility stages left in `workspace`; rows of what was not measured are left out.
-
-    The last column is what real images get: the real-versus-real floor, or what is expected of new real images.
-    """
+def summary(workspace: Path) -> list[Table]:
+    """What the evaluate and utility stages left in `workspace`, for 80 columns; what was not measured is left out."""
     model, release = (_read(workspace / paths.EVALUATION / which / "metrics.json") for which in ("model", "synthetic"))
     utility = _read(workspace / paths.UTILITY / "utility.json")
-    table = Table("measured", box=None, pad_edge=False, caption_justify="left", caption_style="dim")
-    for column in ("model, unfiltered", "release", "real images"):
-        table.add_column(column, justify="right")
+    return [table for table in (_quality(model, release), _usefulness(utility)) if table.row_count]
+
+
+def _quality(model: dict[str, Any], release: dict[str, Any]) -> Table:
+    """The last column is what real images get: the real-versus-real floor, or what is expected of new real images."""
+    table = _table("measured", "unfiltered", "release", "real images")
     for name, (title, form, real) in _MEASURES.items():
         values = [_at(metrics, name) for metrics in (model, release)]
         if any(value is not None for value in values):
             expected = _at(release or model, real) if isinstance(real, str) else real
             cells = ("" if value is None else form.format(value) for value in (*values, expected))
             table.add_row(title, *cells)
-    for row in utility.get("rows", []):
-        gain, baseline = row["gain_over_real_long"], row["accuracy"]["real_long"]
-        interval = f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
-        table.add_row(
-            f"accuracy gained with {row['data']} of the real data ({row['protocol']}): {row['verdict']}",
-            "",
-            interval,
-            f"{baseline['mean']:.2f}%",
-        )
-    table.caption = "\n".join(_protocol(release or model, utility))
-    return table
-
-
-def _protocol(metrics: dict[str, Any], utility: dict[str, Any]) -> list[str]:
     lines = []
-    for entry in metrics.get("protocol", []):
+    for entry in (release or model).get("protocol", []):
         line = f"{', '.join(entry['measures'])}: {entry['generated']}, against {entry['real']}"
         more = [entry[key] for key in ("extractor", "judges", "distance", "library") if key in entry]
         lines.append("; ".join([line, *more]))
-    return [*lines, *utility.get("protocol", [])]
+    table.caption = "\n".join(lines)
+    return table
+
+
+def _usefulness(utility: dict[str, Any]) -> Table:
+    """How often a classifier is right on real test images, without the set and with it."""
+    table = _table("share of real images", "real only", "with this set", "points gained")
+    rows = utility.get("rows", [])
+    for row in rows:
+        gain, accuracy = row["gain_over_real_long"], row["accuracy"]
+        table.add_row(
+            f"{row['data']} ({row['protocol']})",
+            f"{accuracy['real_long']['mean']:.2f}%",
+            f"{accuracy['mixed']['mean']:.2f}%",
+            f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]",
+        )
+    if rows:
+        table.add_row("none, this set alone", "", f"{utility['synthetic_only_accuracy']:.2f}%", "")
+    shown = ("real_long", "Intervals", *(row["protocol"] for row in rows))
+    lines = [line for line in utility.get("protocol", []) if line.startswith(shown)]
+    table.caption = "\n".join(lines).replace("real_long:", "real only:").replace("by mixed", "with this set")
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title, box=None, pad_edge=False, caption_justify="left", caption_style="dim")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
 
 
 def _read(path: Path) -> dict[str, Any]:

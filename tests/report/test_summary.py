@@ -18,9 +18,9 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def printed(workspace: Path) -> str:
-    console = Console(width=200)
+    console = Console(width=80)
     with console.capture() as capture:
-        console.print(summary(workspace))
+        console.print(*summary(workspace))
     return capture.get()
 
 
@@ -33,21 +33,31 @@ def test_says_what_was_measured_and_how(tmp_path: Path) -> None:
         "protocol": "shared-generator",
         "verdict": "helps",
         "gain_over_real_long": {"mean": 3.25, "low": 2.5, "high": 4.0},
-        "accuracy": {"real_long": {"mean": 94.125}},
+        "accuracy": {"real_long": {"mean": 94.125}, "mixed": {"mean": 97.375}},
     }
-    write(tmp_path / paths.UTILITY / "utility.json", {"rows": [row], "protocol": ["How gains are measured."]})
+    protocol = [
+        "same-data: …",
+        "shared-generator: it saw more.",
+        "real_long: as many images seen as by mixed.",
+        "mixed: both",
+    ]
+    utility = {"rows": [row], "protocol": protocol, "synthetic_only_accuracy": 96.5}
+    write(tmp_path / paths.UTILITY / "utility.json", utility)
     lines = printed(tmp_path).splitlines()
     (fid,) = [line.split() for line in lines if line.startswith("FID")]
     assert fid[-2:] == ["0.0375", "0.0125"]
     (agreement,) = [line.split() for line in lines if line.startswith("judges agree")]
     assert agreement[-1] == "99.75%"
-    (gain,) = [line for line in lines if "5 % of the real data (shared-generator): helps" in line]
-    assert gain.split()[-4:] == ["+3.25", "[+2.50,", "+4.00]", "94.12%"]
+    (gain,) = [line for line in lines if line.startswith("5 % (shared-generator)")]
+    assert gain.split()[-5:] == ["94.12%", "97.38%", "+3.25", "[+2.50,", "+4.00]"]
+    (alone,) = [line for line in lines if line.startswith("none, this set alone")]
+    assert alone.split()[-1] == "96.50%"
     flat = " ".join(" ".join(lines).split())
     assert "fidelity: 720 of 5000 released images, against 800 real images" in flat
-    assert "How gains are measured." in flat
+    assert "shared-generator: it saw more. real only: as many images seen as with this set." in flat
+    assert "same-data" not in flat  # no row is of that protocol
     assert "recall" not in flat
 
 
 def test_without_measurements_there_are_no_rows(tmp_path: Path) -> None:
-    assert summary(tmp_path).row_count == 0
+    assert summary(tmp_path) == []
