@@ -37,8 +37,9 @@ def main() -> None:
 
 
 def _show(workspace: Path, result: RunResult) -> None:
-    """What was measured, and where the release, the samples and the Data Docs are."""
+    """What was measured, and where the release, the report, the samples and the Data Docs are."""
     from flows.artifacts import SAMPLES
+    from pipeline.report.page import REPORT
 
     console = Console(highlight=False)
     for table in summary(workspace):
@@ -46,7 +47,7 @@ def _show(workspace: Path, result: RunResult) -> None:
     if result.published:
         console.print(f"release: {result.published.url}", soft_wrap=True)
     docs = {f"Data Docs, {which}": paths.VALIDATION / which / "docs" / "index.html" for which in ("real", "synthetic")}
-    for name, path in {"samples": SAMPLES, **docs}.items():
+    for name, path in {"report": REPORT, "samples": SAMPLES, **docs}.items():
         if (workspace / path).is_file():
             console.print(f"{name}: {path}", soft_wrap=True)
 

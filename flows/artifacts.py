@@ -11,6 +11,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from pipeline import paths
+from pipeline.report.page import write_report
 
 SAMPLES = paths.EVALUATION / "synthetic" / "figures" / "samples.png"
 METRICS = {which: paths.EVALUATION / which / "metrics.json" for which in ("model", "synthetic")}
@@ -18,7 +19,10 @@ UTILITY = paths.UTILITY / "utility.json"
 
 
 def record(workspace: Path) -> None:
-    """Create the artifacts `samples`, `metrics` and `utility` of the run, each where there is something to show."""
+    """Create the artifacts `samples`, `metrics` and `utility` of the run, each where there is something to show.
+
+    Where a set was made, the report is written too, a page in the workspace.
+    """
     if (samples := workspace / SAMPLES).is_file():
         picture = base64.b64encode(samples.read_bytes()).decode()  # whole: the server need not reach the workspace
         create_markdown_artifact(
@@ -29,6 +33,8 @@ def record(workspace: Path) -> None:
     if (utility := workspace / UTILITY).is_file():
         rows = utility_table(json.loads(utility.read_bytes()))
         create_table_artifact(rows, key="utility", description=str(UTILITY))
+    if (workspace / paths.SYNTHETIC / "report.json").is_file():
+        write_report(workspace)
 
 
 def metrics_table(workspace: Path) -> list[dict[str, Any]]:

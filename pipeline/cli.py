@@ -158,6 +158,14 @@ def verify(target: str) -> None:
 
 
 @forgeline.command()
+def report() -> None:
+    """One HTML page of what the stages left here: the verdict, the images, the numbers, the risks."""
+    from pipeline.report.page import write_report
+
+    click.echo(write_report(Path()))
+
+
+@forgeline.command()
 def doctor() -> None:
     """What is missing on this machine, in params.yaml, at the store or the server, and how to mend it."""
     from rich.console import Console

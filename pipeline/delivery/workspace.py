@@ -145,7 +145,7 @@ def _describe(name: str, images: ImageSet, reports: Mapping[str, Mapping[str, An
         title=f"{name.replace('-', ' ').replace('_', ' ').capitalize()}: synthetic images",
         licence=str(images.source.get("licence") or "unknown"),
         source=str(images.source.get("description", "")),
-        verdict=_verdict(utility),
+        verdict=headline(utility),
         measured=(*_gains(utility), *_measures(reports["evaluation/synthetic"])),
         not_good_for=(
             "Measuring a classifier: only real images tell how good it is.",
@@ -164,7 +164,8 @@ def _describe(name: str, images: ImageSet, reports: Mapping[str, Mapping[str, An
     )
 
 
-def _verdict(utility: Mapping[str, Any]) -> str:
+def headline(utility: Mapping[str, Any]) -> str:
+    """The verdict of utility.json in one sentence for each question."""
     found: dict[str, list[str]] = {}
     for row in utility["rows"]:
         found.setdefault(f"{row['verdict']} with {{}} of them ({row['protocol']})", []).append(row["data"])

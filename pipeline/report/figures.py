@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -122,6 +122,23 @@ def distances(path: Path, synthetic: np.ndarray, held_out: np.ndarray) -> None:
     save_figure(figure, path)
 
 
+def curves(path: Path | BinaryIO, rows: Sequence[Mapping[str, float]]) -> None:
+    """The charted numbers of a run over images seen: losses, and beside them accuracies of the discriminator."""
+    groups = {"Losses": "_loss", "The discriminator's accuracy": "_accuracy"}
+    figure = new_figure(11.5, 3.6)
+    for axes, (title, ending) in zip(figure.subplots(1, 2), groups.items(), strict=True):
+        for name in dict.fromkeys(name for row in rows for name in row if name.endswith(ending)):
+            points = [(row["images_seen"], row[name]) for row in rows if name in row]
+            axes.plot(*zip(*points, strict=True), linewidth=1.4, label=name.removesuffix(ending).replace("_", " "))
+        axes.set_title(title, loc="left", fontweight="bold", color=INK)
+        axes.set_xlabel("images seen", color=FAINT)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.locator_params(axis="x", nbins=5)
+        if axes.lines:
+            axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure in inches, without the process-wide state of pyplot."""
     from matplotlib.figure import Figure
@@ -129,11 +146,11 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor=PAPER)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path | BinaryIO) -> None:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=INK)
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def _paste(sheet: Image.Image, image: np.ndarray, x: int, y: int) -> None:

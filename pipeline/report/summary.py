@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,34 @@ def summary(workspace: Path) -> list[Table]:
     return [table for table in (_quality(model, release), _usefulness(utility)) if table.row_count]
 
 
-def _quality(model: dict[str, Any], release: dict[str, Any]) -> Table:
-    """The last column is what real images get: the real-versus-real floor, or what is expected of new real images."""
-    table = _table("measured", "unfiltered", "release", "real images")
+def measures(model: dict[str, Any], release: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """What was measured, of the model's samples, of the release, and of real images, as text; empty: not measured.
+
+    Real images get the real-versus-real floor, or what is expected of new real images.
+    """
     for name, (title, form, real) in _MEASURES.items():
         values = [_at(metrics, name) for metrics in (model, release)]
         if any(value is not None for value in values):
-            expected = _at(release or model, real) if isinstance(real, str) else real
-            cells = ("" if value is None else form.format(value) for value in (*values, expected))
-            table.add_row(title, *cells)
+            values.append(_at(release or model, real) if isinstance(real, str) else real)
+            unfiltered, released, expected = ("" if value is None else form.format(value) for value in values)
+            yield title, unfiltered, released, expected
+
+
+def protocol(metrics: dict[str, Any]) -> list[str]:
+    """How the numbers of a metrics.json were measured, a line for each protocol."""
     lines = []
-    for entry in (release or model).get("protocol", []):
+    for entry in metrics.get("protocol", []):
         line = f"{', '.join(entry['measures'])}: {entry['generated']}, against {entry['real']}"
         more = [entry[key] for key in ("extractor", "judges", "distance", "library") if key in entry]
         lines.append("; ".join([line, *more]))
-    table.caption = "\n".join(lines)
+    return lines
+
+
+def _quality(model: dict[str, Any], release: dict[str, Any]) -> Table:
+    table = _table("measured", "unfiltered", "release", "real images")
+    for cells in measures(model, release):
+        table.add_row(*cells)
+    table.caption = "\n".join(protocol(release or model))
     return table
 
 
