@@ -72,7 +72,9 @@ def _content(workspace: Path) -> dict[str, Any]:
         "set": synthetic,
         "images": sum(map(sum, synthetic.counts.values())),
         "augmented": augmented,
-        "dropped": {reason.replace("_", " "): count for reason, count in augmented["dropped"].items() if count},
+        "dropped": ", ".join(
+            f"{reason.replace('_', ' ')} {count:,}" for reason, count in augmented["dropped"].items() if count
+        ),
         "measures": list(measures(unfiltered, release)),
         "memorization": release["memorization"],
         "gaps": _gaps(workspace, utility),

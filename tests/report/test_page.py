@@ -119,7 +119,7 @@ def test_the_verdict_comes_first_and_every_number_is_there(workspace: Path) -> N
         "5 % (1,234) helps +3.25 [+2.50, +4.00]",
         "FID, in-domain features 0.0625 0.0375",
         "2.1 % is nearer to a training image",
-        "drew 11 samples; 6 were kept (near copy 5 dropped)",
+        "drew 11 samples; 6 were kept (dropped: near copy 5)",
         "29 of 30 hold for the real images",
         "fidelity: 6 released images, against 8 real images",
         "Intervals are paired.",
