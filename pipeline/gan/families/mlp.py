@@ -54,7 +54,7 @@ class Generator(NoiseGenerator):
         self.join = LabelJoin(config.latent_size, spec.classes if self.conditional else 0, config.embedding_size)
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise([self.join.size, *config.generator_widths]):
-            layers.append(nn.Linear(before, after))
+            layers.append(nn.Linear(before, after, bias=not config.batch_normalization))
             if config.batch_normalization:
                 layers.append(nn.BatchNorm1d(after))
             layers.append(nn.ReLU())
