@@ -12,7 +12,7 @@ from rich.console import Console
 
 from flows.run import run
 from pipeline import paths
-from pipeline.errors import ForgelineError, end
+from pipeline.errors import ForgelineError, end, of_system
 from pipeline.report.summary import summary
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ def main() -> None:
         result = run(Path.cwd(), url)
     except ForgelineError as error:
         end(str(error), error.exit_status)
+    except OSError as error:
+        failed = of_system(error)
+        end(str(failed), failed.exit_status)
     except KeyboardInterrupt:
         end("interrupted", 128 + signal.SIGINT)
     _show(Path(), result)

@@ -5,7 +5,6 @@ Exit status: 0 done, 1 failed, 2 the user's words are off. What a user gets wron
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 import click
 
-from pipeline.errors import ForgelineError, end, nearest
+from pipeline.errors import ForgelineError, end, nearest, of_system
 
 
 class Commands(click.Group):
@@ -174,10 +173,13 @@ def doctor() -> None:
     from pipeline.doctor import checks
 
     found = checks(Path())
-    table = Table("", "", "found", "mend", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column()
+    table.add_column(overflow="fold")
     marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "missing": "[red]missing[/]"}
     for check in found:
-        table.add_row(check.name, marks[check.status], check.found, check.mend)
+        table.add_row(check.name, marks[check.status], f"{check.found}\n→ {check.mend}" if check.mend else check.found)
     Console().print(table)
     if any(check.status == "missing" for check in found):
         sys.exit(1)
@@ -195,11 +197,9 @@ def main() -> None:
         end("interrupted", 130)
     except ForgelineError as error:
         end(str(error), error.exit_status)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            where = f" while writing {error.filename}" if error.filename else ""
-            end(f"no space left on the disk{where}; nothing half-written was kept", 1)
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        raise
+        failed = of_system(error)
+        end(str(failed), failed.exit_status)

@@ -1,6 +1,7 @@
 """The two ways a command ends badly, told apart by exit status, and the nearest right word."""
 
 import difflib
+import errno
 import sys
 from collections.abc import Iterable
 from typing import NoReturn
@@ -22,6 +23,16 @@ class FailedError(ForgelineError):
     """The words were right, and still it could not be done: a full disk, a lost race, an unreachable store."""
 
     exit_status = 1
+
+
+def of_system(error: OSError) -> FailedError:
+    """What the operating system refused, in a sentence. Raises `error` where it names no file: that is our mistake."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        where = f" while writing {error.filename}" if error.filename else ""
+        return FailedError(f"no space left on the disk{where}; nothing half-written was kept")
+    if error.filename is None:
+        raise error
+    return FailedError(f"{error.filename}: {error.strerror}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -33,7 +33,11 @@ class Document:
         try:
             content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"{path}: not found; needed the settings, 'forgeline recipe' lists ready ones") from None
+            raise UserError(
+                f"{path}: not found; needed the folder of a Forgeline project, 'forgeline recipe' lists ready settings"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         except MarkedYAMLError as error:
             where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
             raise UserError(f"{path}: is not YAML: {where}{_one_line(error.problem or error)}") from None

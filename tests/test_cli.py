@@ -55,6 +55,22 @@ def test_a_setting_that_is_wrong_stops_the_stage_before_it_writes(workspace: Pat
     assert not (workspace / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["verify", "x" * 300], f"{'x' * 300}: File name too long"),
+        (["recipe", "mnist"], "params.yaml: Is a directory"),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence_and_status_1(words: list[str], sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").mkdir()
+    ended = forgeline(*words, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith(f"forgeline: {sentence.partition(':')[0]}")
+    assert ended.stderr.endswith(f": {sentence.rpartition(': ')[2]}\n")
+    assert ended.stderr.count("\n") == 1
+
+
 def test_help_names_every_command(tmp_path: Path) -> None:
     text = forgeline("--help", cwd=tmp_path).stdout
     for command in ("run", "recipe", "stage", "sample", "publish", "list", "pull", "verify", "doctor"):

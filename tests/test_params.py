@@ -114,8 +114,13 @@ def test_a_file_that_is_no_mapping_is_refused_in_one_line(text: str, sentence: s
 
 
 def test_a_missing_file_says_where_ready_ones_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'forgeline recipe' lists ready ones"):
+    with pytest.raises(UserError, match="needed the folder of a Forgeline project, 'forgeline recipe' lists ready"):
         Document.load(tmp_path / "params.yaml")
+
+
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)$"):
+        Document.load(tmp_path)
 
 
 VALUES = st.recursive(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import UserError, nearest
+from pipeline.imageset.files import write_atomically
 
 _FOLDER = Path(__file__).parent
 
@@ -21,6 +22,4 @@ def use(name: str, target: Path, *, force: bool = False) -> None:
         raise UserError(f"'{name}' is not a recipe; {nearest(name, texts)}")
     if target.exists() and target.read_text() not in texts.values() and not force:
         raise UserError(f"{target}: was edited by hand and is kept; needed --force to overwrite it with '{name}'")
-    fresh = target.with_suffix(".new")
-    fresh.write_text(texts[name])
-    fresh.replace(target)
+    write_atomically(target, texts[name].encode())
