@@ -111,39 +111,112 @@ def publish(url: str | None, name: str | None) -> None:
 
 @forgeline.command("list")
 @click.argument("url")
-def list_(url: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="For programs: a list of objects.")
+def list_(url: str, as_json: bool) -> None:
     """The releases at URL (s3://bucket/prefix or a folder)."""
-    from rich.console import Console
-    from rich.table import Table
-
     from pipeline.delivery import list_releases, open_store
+    from pipeline.delivery.showing import console, releases_json, releases_table
 
     releases = list_releases(open_store(url))
-    if not releases:
+    if as_json:
+        click.echo(releases_json(releases))
+    elif releases:
+        console().print(releases_table(releases))
+    else:
         click.echo(f"{url}: no releases yet")
-        return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("name", overflow="fold")
-    for title in ("version", "created (UTC)"):
-        table.add_column(title, no_wrap=True)
-    for title in ("images", "classes", "size"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("")
-    for release in releases:
-        created = release.created[:16].replace("T", " ")
-        numbers = (f"{release.images:,}", str(release.classes), f"{release.bytes / 1e6:,.1f} MB")
-        table.add_row(release.name, release.version, created, *numbers, "latest" if release.latest else "")
-    Console().print(table)
+
+
+@forgeline.command()
+@click.argument("release")
+def show(release: str) -> None:
+    """The card of RELEASE (URL/NAME, URL/NAME@VERSION or URL/NAME@CHANNEL)."""
+    from pipeline.delivery import find
+    from pipeline.delivery.showing import card_text, console
+
+    console().print(card_text(find(release)))
+
+
+@forgeline.command()
+@click.argument("release")
+def history(release: str) -> None:
+    """Which version each channel of RELEASE (URL/NAME) named: since when, by whom, and why."""
+    from pipeline.delivery.keeping import open_release_store
+    from pipeline.delivery.pointer import read_pointers
+    from pipeline.delivery.showing import console, history_table
+
+    console().print(history_table(read_pointers(*open_release_store(release))))
 
 
 @forgeline.command()
 @click.argument("release")
 @click.argument("dest", type=click.Path(path_type=Path))
-def pull(release: str, dest: Path) -> None:
-    """Fetch RELEASE (URL/NAME or URL/NAME@VERSION) into the new folder DEST, every byte checked."""
+@click.option("--yanked", is_flag=True, help="Insist on a version that was taken back.")
+def pull(release: str, dest: Path, yanked: bool) -> None:
+    """Fetch RELEASE (URL/NAME, URL/NAME@VERSION or URL/NAME@CHANNEL) into the new folder DEST, every byte checked.
+
+    Interrupted, it goes on where it was when it is run again.
+    """
     from pipeline.delivery import pull as fetch
 
-    click.echo(f"{fetch(release, dest)}: whole, every byte as published")
+    click.echo(f"{fetch(release, dest, yanked=yanked)}: whole, every byte as published")
+
+
+@forgeline.command()
+@click.argument("version")
+@click.option("--channel", default="latest", show_default=True, help="The pointer to move, made where there is none.")
+@click.option("--why", required=True, help="Kept in the history.")
+def promote(version: str, channel: str, why: str) -> None:
+    """Make a channel name VERSION (URL/NAME@VERSION or URL/NAME@CHANNEL)."""
+    from pipeline.delivery.keeping import promote as point
+
+    click.echo(f"{channel}: now {point(version, channel=channel, why=why)}")
+
+
+@forgeline.command()
+@click.argument("release")
+@click.option("--channel", default="latest", show_default=True, help="The pointer to move.")
+@click.option("--why", required=True, help="Kept in the history.")
+def rollback(release: str, channel: str, why: str) -> None:
+    """Make a channel of RELEASE (URL/NAME) name again what it named before."""
+    from pipeline.delivery.keeping import rollback as point
+
+    click.echo(f"{channel}: now {point(release, channel=channel, why=why)}")
+
+
+@forgeline.command("yank")
+@click.argument("version")
+@click.option("--why", required=True, help="What pullers are told.")
+def yank_(version: str, why: str) -> None:
+    """Take back VERSION (URL/NAME@VERSION): channels go back to another, pullers are told and refused."""
+    from pipeline.delivery.keeping import yank
+
+    for moved in yank(version, why=why):
+        click.echo(moved)
+
+
+@forgeline.command("prune")
+@click.argument("release")
+@click.option("--keep", type=click.IntRange(min=1), required=True, help="How many of the newest versions stay.")
+def prune_(release: str, keep: int) -> None:
+    """Remove the versions of RELEASE (URL/NAME) but the newest; never one that a channel names."""
+    from pipeline.delivery.keeping import prune
+
+    removed = prune(release, keep=keep)
+    click.echo(f"{release}: removed {', '.join(removed) or 'nothing'}")
+
+
+@forgeline.command("gc")
+@click.argument("url")
+@click.option("--days", type=click.FloatRange(min=0), default=7, show_default=True, help="Younger parts stay.")
+def gc_(url: str, days: float) -> None:
+    """Remove at URL what publishes left that never finished and were last active so many days ago."""
+    from datetime import timedelta
+
+    from pipeline.delivery import open_store
+    from pipeline.delivery.keeping import collect
+
+    removed = collect(open_store(url), timedelta(days=days))
+    click.echo(f"{url}: removed {', '.join(removed) or 'nothing'}")
 
 
 @forgeline.command()

@@ -73,7 +73,7 @@ def test_what_the_system_refuses_is_one_sentence_and_status_1(words: list[str], 
 
 def test_help_names_every_command(tmp_path: Path) -> None:
     text = forgeline("--help", cwd=tmp_path).stdout
-    for command in ("run", "recipe", "stage", "sample", "publish", "list", "pull", "verify", "doctor"):
+    for command in ("run", "recipe", "stage", "sample", "publish", "list", "show", "pull", "verify", "yank", "doctor"):
         assert f"\n  {command} " in text
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.delivery.stores import MAX_BYTES, ForbiddenError
@@ -36,27 +37,40 @@ class FolderStore:
             raise FailedError(f"{path}: is larger than {MAX_BYTES:,} bytes; needed what Forgeline writes there")
         return data, hashlib.sha256(data).hexdigest()
 
-    def chunks(self, key: str) -> Generator[bytes, None, None]:
+    def chunks(self, key: str, start: int = 0, stop: int | None = None) -> Generator[bytes, None, None]:
         path = self.root / key
         try:
             with _in_a_sentence(path), path.open("rb") as file:
-                while chunk := file.read(1 << 20):
+                file.seek(start)
+                while chunk := file.read(1 << 20 if stop is None else min(1 << 20, stop - file.tell())):
                     yield chunk
         except FileNotFoundError:
             raise FailedError(f"{path}: is missing") from None
 
     def sizes(self, prefix: str) -> dict[str, int]:
+        return {key: found.st_size for key, found in self._objects(prefix).items()}
+
+    def times(self, prefix: str) -> dict[str, datetime]:
+        return {key: datetime.fromtimestamp(found.st_mtime, UTC) for key, found in self._objects(prefix).items()}
+
+    def folders(self, prefix: str) -> list[str]:
+        return [path.name for path in self._entries(prefix) if path.is_dir()]
+
+    def files(self, prefix: str) -> list[str]:
+        return [path.name for path in self._entries(prefix) if path.is_file() and not path.name.startswith(".")]
+
+    def _objects(self, prefix: str) -> dict[str, os.stat_result]:
         with _in_a_sentence(self.root / prefix):
             return {
-                path.relative_to(self.root).as_posix(): path.stat().st_size
+                path.relative_to(self.root).as_posix(): path.stat()
                 for path in (self.root / prefix).rglob("*")
                 if path.is_file() and not path.name.startswith(".")  # a hidden one is still being written
             }
 
-    def folders(self, prefix: str) -> list[str]:
+    def _entries(self, prefix: str) -> list[Path]:
         try:
             with _in_a_sentence(self.root / prefix):
-                return sorted(path.name for path in (self.root / prefix).iterdir() if path.is_dir())
+                return sorted((self.root / prefix).iterdir())
         except FileNotFoundError:
             return []
 
@@ -92,7 +106,8 @@ class FolderStore:
         with _in_a_sentence(self.root / key):
             (self.root / key).unlink(missing_ok=True)
             with suppress(OSError):  # a folder is there while something is in it, as in S3
-                (self.root / key).parent.rmdir()
+                for folder in (self.root / key).relative_to(self.root).parents:
+                    (self.root / folder).rmdir()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from pipeline.errors import FailedError, UserError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+CHECKSUMS = "SHA256SUMS"
 _MAX_DEPTH = 8
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")

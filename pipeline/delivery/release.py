@@ -5,13 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import pyarrow.parquet as pq
 
@@ -19,29 +15,21 @@ from pipeline.delivery.card import GRID, card
 from pipeline.delivery.croissant import croissant
 from pipeline.delivery.description import Description, Lineage
 from pipeline.delivery.manifest import (
+    CHECKSUMS,
     MANIFEST,
-    SCHEMA_VERSION,
     File,
     Manifest,
     check_name,
-    is_name,
-    parse_json,
-    to_json,
 )
+from pipeline.delivery.parallel import in_parallel
+from pipeline.delivery.pointer import Pointer, move, now
 from pipeline.delivery.stores import Store, keeps_conditions
-from pipeline.errors import FailedError
+from pipeline.delivery.versions import Yank
+from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import sha256_file
 from pipeline.imageset.layout import IMAGESET_JSON
 from pipeline.progress import progress
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-CHECKSUMS = "SHA256SUMS"
-POINTER = "latest.json"
-_THREADS = 8
-_MAX_HISTORY = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,47 +44,6 @@ class Published:
     new: bool
     latest: bool
     caveat: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReleaseInfo:
-    """One published version."""
-
-    name: str
-    version: str
-    created: str
-    images: int
-    classes: int
-    bytes: int
-    latest: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pointer:
-    """NAME/latest.json: each version that was the latest and since when, newest first, and the tag to swap it by."""
-
-    history: tuple[tuple[str, str], ...]
-    tag: str
-
-    @property
-    def version(self) -> str:
-        """The latest version."""
-        return self.history[0][0]
-
-    @classmethod
-    def read(cls, store: Store, name: str) -> Pointer | None:
-        """None where nothing was published yet. Raises FailedError when it is not a pointer."""
-        key = f"{name}/{POINTER}"
-        found = store.read(key)
-        if found is None:
-            return None
-        content = parse_json(found[0], f"{store.url}/{key}", {"version": str, "history": list})
-        version, history = content["version"], content["history"]
-        if any(not isinstance(entry, list) or [type(value) for value in entry] != [str, str] for entry in history):
-            raise FailedError(f"{store.url}/{key}: history is not a list of versions and times")
-        if not is_name(version) or [version] != [former for former, _ in history[:1]]:
-            raise FailedError(f"{store.url}/{key}: points to {version!r:.99}; needed the newest of its history")
-        return cls(history=tuple((former, since) for former, since in history), tag=found[1])
 
 
 def version_id(images: ImageSet, lineage: Lineage) -> str:
@@ -115,7 +62,7 @@ def publish(
     """Publish the ImageSet with its card, and `documents` (path in the release: bytes) beside it.
 
     What is there already is left as it is, so that a publish that was interrupted goes on where it was.
-    Raises UserError for a bad name, FailedError when the store fails or another publisher was faster.
+    Raises UserError for a bad name or a yanked set, FailedError when the store fails or another publisher was faster.
     """
     check_name("release", name)
     images = ImageSet.open(imageset)
@@ -125,18 +72,20 @@ def publish(
         version=version_id(images, description.lineage),
         images=images,
         description=description,
-        created=_now(),
+        created=now(),
     )
     before = Pointer.read(store, name)
+    if yank := Yank.read(store, name, draft.version):
+        raise UserError(f"{store.url}: {name}@{draft.version} (this set) was yanked ({yank.why}); needed another set")
     caveat = None
     new = store.read(draft.key(MANIFEST)) is None
     if new:
         draft.upload(documents)
         caveat = _caveat(store, draft.key(CHECKSUMS))
         new = draft.commit()
-    latest = [version for version, _ in before.history] if before else []
+    latest = [each.version for each in before.moves] if before else []
     if draft.version not in latest:  # else a rerun would undo a rollback
-        _swing(store, name, draft.version, before)
+        move(store, name, draft.version, before, action="publish")
         latest.insert(0, draft.version)
     return Published(
         version=draft.version,
@@ -145,51 +94,6 @@ def publish(
         latest=latest[0] == draft.version,
         caveat=caveat,
     )
-
-
-def list_releases(store: Store) -> list[ReleaseInfo]:
-    """Every published version, by name and then newest first."""
-    rows = []
-    for name in filter(is_name, store.folders("")):
-        pointer = Pointer.read(store, name)
-        versions = [folder.removeprefix("v=") for folder in store.folders(f"{name}/") if folder.startswith("v=")]
-        found = list(in_parallel(partial(read_manifest, store, name), versions, threading.Event()))
-        manifests = sorted((each[0] for each in found if each), key=lambda manifest: manifest.created, reverse=True)
-        rows += [
-            ReleaseInfo(
-                name=name,
-                version=manifest.version,
-                created=manifest.created,
-                images=manifest.images,
-                classes=len(manifest.classes),
-                bytes=manifest.total_bytes,
-                latest=pointer is not None and pointer.version == manifest.version,
-            )
-            for manifest in manifests
-        ]
-    return rows
-
-
-def read_manifest(store: Store, name: str, version: str) -> tuple[Manifest, bytes] | None:
-    """A version's manifest and its bytes, None where none was committed. Raises FailedError when it is not right."""
-    key = f"{name}/v={version}/{MANIFEST}"
-    found = store.read(key)
-    if found is None:
-        return None
-    manifest = Manifest.parse(found[0], f"{store.url}/{key}")
-    if (manifest.name, manifest.version) != (name, version):
-        raise FailedError(f"{store.url}/{key}: is the manifest of {manifest.name}@{manifest.version}")
-    return manifest, found[0]
-
-
-def in_parallel(work: Callable[[T], R], items: Iterable[T], stopped: threading.Event) -> Iterator[R]:
-    """The results in order. At a failure nothing more is begun, and `stopped` tells what is under way to end."""
-    pool = ThreadPoolExecutor(_THREADS)
-    try:
-        yield from pool.map(work, items)
-    finally:
-        stopped.set()
-        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +170,11 @@ class _Draft:
         )
         data = manifest.to_json()
         # A store that ignores conditions still never overwrites what is seen to be there.
-        if self.store.read(self.key(MANIFEST)) is None and self.store.create(self.key(MANIFEST), data):
+        written = self.store.read(self.key(MANIFEST)) is None and self.store.create(self.key(MANIFEST), data)
+        if written and self.store.read(self.key(CHECKSUMS)) is None:
+            self.store.delete(self.key(MANIFEST))
+            raise FailedError(f"{self.store.url}: {self.name}@{self.version} was collected meanwhile; publish again")
+        if written:
             return True
         found = self.store.read(self.key(MANIFEST))
         return found is not None and found[0] == data  # ours, and only the answer to it was lost
@@ -299,23 +207,3 @@ def _caveat(store: Store, key: str) -> str | None:
         f"{store.url}: ignores conditional writes, so it cannot promise that two publishers at the same moment "
         "do not overwrite each other; publish from one place at a time"
     )
-
-
-def _swing(store: Store, name: str, version: str, before: Pointer | None) -> None:
-    """Make `version` the latest, unless the pointer changed since it was read. Raises FailedError for a lost race."""
-    history = ((version, _now()), *(before.history if before else ()))[:_MAX_HISTORY]
-    data = to_json({"schema_version": SCHEMA_VERSION, "version": version, "history": history})
-    tag = before.tag if before else None
-    now = Pointer.read(store, name)
-    if (now.tag if now else None) == tag and store.swap(f"{name}/{POINTER}", data, tag):
-        return
-    now = Pointer.read(store, name)
-    if now is None or now.version != version:
-        raise FailedError(
-            f"{store.url}/{name}: version {version} is published, but another publisher was faster and made "
-            f"{now.version if now else 'none'} the latest; publish again to make this one the latest"
-        )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -21,6 +22,7 @@ from pipeline.errors import FailedError, UserError
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import ObjectTypeDef
 
 _CONFLICT_TRIES = 8
 
@@ -28,6 +30,10 @@ _CONFLICT_TRIES = 8
 class _Condition(TypedDict, total=False):
     IfMatch: str
     IfNoneMatch: str
+
+
+class _Range(TypedDict, total=False):
+    Range: str
 
 
 class S3Store:
@@ -68,27 +74,30 @@ class S3Store:
             )
         return data, answer["ETag"]
 
-    def chunks(self, key: str) -> Generator[bytes, None, None]:
+    def chunks(self, key: str, start: int = 0, stop: int | None = None) -> Generator[bytes, None, None]:
+        wanted: _Range = {}
+        if start or stop is not None:
+            wanted = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
         try:
             with self._in_a_sentence():
-                body = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"]
-                yield from body.iter_chunks(1 << 20)
+                answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key, **wanted)
+                if wanted and not answer.get("ContentRange", "").startswith(f"bytes {start}-"):
+                    raise FailedError(f"{self.url}/{key}: came from its beginning; needed a server that knows ranges")
+                yield from answer["Body"].iter_chunks(1 << 20)
         except self.client.exceptions.NoSuchKey:
             raise FailedError(f"{self.url}/{key}: is missing") from None
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
-        with self._in_a_sentence():
-            objects = [found for page in pages for found in page.get("Contents", [])]
-        return {found["Key"].removeprefix(self.prefix): found["Size"] for found in objects}
+        return {found["Key"].removeprefix(self.prefix): found["Size"] for found in self._objects(prefix)}
+
+    def times(self, prefix: str) -> dict[str, datetime]:
+        return {found["Key"].removeprefix(self.prefix): found["LastModified"] for found in self._objects(prefix)}
 
     def folders(self, prefix: str) -> list[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=self.prefix + prefix, Delimiter="/"
-        )
-        with self._in_a_sentence():
-            found = [folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", [])]
-        return sorted(folder.removeprefix(self.prefix + prefix).rstrip("/") for folder in found)
+        return [name.rstrip("/") for name in self._names(prefix) if name.endswith("/")]
+
+    def files(self, prefix: str) -> list[str]:
+        return [name for name in self._names(prefix) if not name.endswith("/")]
 
     def create(self, key: str, source: bytes | Path) -> bool:
         return self._put(key, source, {"IfNoneMatch": "*"})
@@ -105,6 +114,26 @@ class S3Store:
     def delete(self, key: str) -> None:
         with self._in_a_sentence():
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+
+    def _objects(self, prefix: str) -> list[ObjectTypeDef]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
+        with self._in_a_sentence():
+            return [found for page in pages for found in page.get("Contents", [])]
+
+    def _names(self, prefix: str) -> list[str]:
+        """What is directly in `prefix`; the names of folders end in '/'."""
+        start = self.prefix + prefix
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start, Delimiter="/")
+        with self._in_a_sentence():
+            found = [
+                name
+                for page in pages
+                for name in (
+                    *(folder["Prefix"] for folder in page.get("CommonPrefixes", [])),
+                    *(each["Key"] for each in page.get("Contents", [])),
+                )
+            ]
+        return sorted(name.removeprefix(start) for name in found)
 
     def _put(self, key: str, source: bytes | Path, condition: _Condition) -> bool:
         for attempt in range(_CONFLICT_TRIES):
@@ -144,7 +173,8 @@ class S3Store:
                 raise ForbiddenError(
                     f"{self.url}: {operation} is refused with these credentials ({code}); needed ones that may"
                 ) from None
-            raise FailedError(f"{self.url}: {operation} failed with {status} {code} ({message})") from None
+            kind = BrokenError if status >= 500 or status == 429 else FailedError
+            raise kind(f"{self.url}: {operation} failed with {status} {code} ({message})") from None
         except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
             raise FailedError(
                 f"{self.url}: found no credentials; needed AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "

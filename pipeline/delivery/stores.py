@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -30,14 +31,20 @@ class Store(Protocol):
     def read(self, key: str) -> tuple[bytes, str] | None:
         """A small object and its tag, None where there is none. Raises FailedError above MAX_BYTES."""
 
-    def chunks(self, key: str) -> Generator[bytes, None, None]:
-        """The object's bytes, a megabyte or less at a time."""
+    def chunks(self, key: str, start: int = 0, stop: int | None = None) -> Generator[bytes, None, None]:
+        """The object's bytes from `start` to before `stop`, or to its end; a megabyte or less at a time."""
 
     def sizes(self, prefix: str) -> Mapping[str, int]:
         """The bytes of each object whose key begins with `prefix`, a key that ends in '/'."""
 
+    def times(self, prefix: str) -> Mapping[str, datetime]:
+        """When each object was written, its keys as `sizes` gives them."""
+
     def folders(self, prefix: str) -> list[str]:
         """The names of the folders directly in `prefix`, which is empty or ends in '/'."""
+
+    def files(self, prefix: str) -> list[str]:
+        """The names of the objects directly in `prefix`, as `folders` takes it."""
 
     def create(self, key: str, source: bytes | Path) -> bool:
         """Write the object whole; False, and nothing written, where there is one already."""

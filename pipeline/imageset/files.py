@@ -14,7 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.errors import FailedError
+from pipeline.errors import FailedError, UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sha256_file(path: Path) -> str:
@@ -48,15 +50,67 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """A new folder that takes the place of `path`, and of all that was in it, at the end; else as `atomic_file`."""
     with _new_sibling(path, Path.mkdir) as part:
         yield part
-        for folder, _, names in os.walk(part):
-            for name in (*names, "."):
-                _fsync(Path(folder, name))
-        old = _sibling(path)
-        if path.exists() or path.is_symlink():  # only an empty folder can be renamed onto
-            path.rename(old)
-        part.rename(path)
-        _fsync(path.parent)
-        _remove(old)
+        _put_in_place(part, path)
+
+
+@contextmanager
+def resumable_folder(path: Path, key: str) -> Iterator[Path]:
+    """A hidden folder beside `path` for work that goes on where an earlier process with the same `key` left it.
+
+    What is in its subfolder `out` at the end takes the place of `path`. An exception leaves it for another try; those
+    of other keys are removed. Raises UserError while another process has it, FailedError where nothing can be written.
+    """
+    work = path.with_name(f".{path.name}.{key}.resumable")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        claim = _claimed(work)
+        for other in path.parent.glob(f".{glob.escape(path.name)}.*.resumable"):
+            if other != work:
+                _remove_unlocked(other)
+        (work / "out").mkdir(exist_ok=True)
+    except OSError as error:
+        raise FailedError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        yield work
+        _put_in_place(work / "out", path)
+        _remove(work)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise FailedError(f"{path}: cannot be written ({os.strerror(error.errno or 0)})") from error
+    finally:
+        os.close(claim)
+
+
+def _claimed(work: Path) -> int:
+    """A descriptor that locks the folder `work`, which is made where there is none."""
+    while True:
+        work.mkdir(exist_ok=True)
+        claim = os.open(work, os.O_RDONLY)
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(claim)
+            raise UserError(f"{work}: another process works in it; needed to wait for that one") from None
+        except OSError:
+            return claim  # a network disk without locks
+        with suppress(FileNotFoundError):
+            if work.stat().st_ino == os.fstat(claim).st_ino:
+                return claim
+        os.close(claim)  # its former owner had just finished and removed it
+
+
+def _put_in_place(part: Path, path: Path) -> None:
+    """Make the folder `part` durable, then `path`."""
+    for folder, _, names in os.walk(part):
+        for name in (*names, "."):
+            _fsync(Path(folder, name))
+    old = _sibling(path)
+    if path.exists() or path.is_symlink():  # only an empty folder can be renamed onto
+        path.rename(old)
+    part.rename(path)
+    _fsync(path.parent)
+    _remove(old)
 
 
 @contextmanager
@@ -77,7 +131,7 @@ def _new_sibling(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
     try:
         yield part
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or error.filename == str(part):
+        if error.errno in _FULL or error.filename == str(part):
             raise FailedError(f"{path}: cannot be written ({os.strerror(error.errno or 0)})") from error
         raise  # of what the caller reads
     finally:
@@ -92,9 +146,13 @@ def _sibling(path: Path) -> Path:
 def _remove_abandoned(path: Path) -> None:
     """Remove siblings that no living process has locked: one that was killed could not tidy up after itself."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        with suppress(FileNotFoundError), _opened(part) as descriptor:  # its writer may just have finished
-            if _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                _remove(part)
+        _remove_unlocked(part)
+
+
+def _remove_unlocked(part: Path) -> None:
+    with suppress(FileNotFoundError), _opened(part) as descriptor:  # its writer may just have finished
+        if _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            _remove(part)
 
 
 def _remove(path: Path) -> None:

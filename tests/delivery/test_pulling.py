@@ -3,6 +3,9 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import sys
+import threading
+import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.delivery import open_store, publish, pull, verify
+from pipeline.delivery.keeping import promote
 from pipeline.delivery.manifest import to_json
 from pipeline.delivery.stores import MAX_BYTES
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet
+from pipeline.imageset.files import resumable_folder
 
 on_a_folder = pytest.mark.parametrize("url", ["folder"], indirect=True)
 
@@ -96,7 +101,7 @@ def test_the_folder_one_stands_in_is_refused(
     ("words", "said"),
     [
         ("{url}/digit", "has no release 'digit'; did you mean 'digits'?"),
-        ("{url}/digits@0000", "has no version '0000'"),
+        ("{url}/digits@0000", "has no version or channel '0000'"),
         ("{url}/digits@", "'' cannot be a version"),
         ("{url}/Digits", "'Digits' cannot be a release"),
         ("digits", "'digits' is not a release; needed URL/NAME"),
@@ -272,3 +277,105 @@ def test_a_disk_that_is_too_small_is_said_first(
     with pytest.raises(FailedError, match="has 1 bytes free; needed"):
         pull(f"{url}/digits", tmp_path / "dest")
     assert not (tmp_path / "dest").exists()
+
+
+PULL = "import sys; from pathlib import Path; from pipeline.delivery import pull; pull(sys.argv[1], Path(sys.argv[2]))"
+
+
+def shards_asked_for(proxy) -> list[str]:
+    return [path for method, path in proxy.log if method == "GET" and path.endswith(".parquet")]
+
+
+def test_a_pull_that_is_killed_goes_on_where_it_was(proxy, s3_url: str, images, description, tmp_path: Path) -> None:
+    """Killed while the last shard is under way, and run again: only what is missing is asked for."""
+    publish(open_store(s3_url), "digits", images.root, description=description, documents={})
+    hung, go_on = threading.Event(), threading.Event()
+
+    def fault(number: int, method: str, path: str, headers: dict[str, str]) -> str | None:
+        if not path.endswith(images.shards[-1].path):
+            return None
+        hung.set()
+        go_on.wait(60)
+        return "drop"
+
+    proxy.fault = fault
+    process = subprocess.Popen([sys.executable, "-c", PULL, f"{s3_url}/digits", str(tmp_path / "digits")])
+    assert hung.wait(60)
+    (work,) = tmp_path.glob(".digits.*.resumable")
+    size = sum(shard.bytes for shard in images.shards[:-1])
+    deadline = time.monotonic() + 60
+    while sum(path.stat().st_size for path in work.glob("out/*.parquet")) < size and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    go_on.set()
+    assert not (tmp_path / "digits").exists()
+    proxy.fault = lambda *_: None
+    proxy.log.clear()
+    verify(str(pull(f"{s3_url}/digits", tmp_path / "digits")))
+    assert [path.rpartition("/")[2] for path in shards_asked_for(proxy)] == [images.shards[-1].path]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_half_a_file_is_completed(proxy, s3_url: str, images, description, tmp_path: Path) -> None:
+    publish(open_store(s3_url), "digits", images.root, description=description, documents={})
+    headers_of: list[str] = []
+
+    def fault(number: int, method: str, path: str, headers: dict[str, str]) -> str | None:
+        if not path.endswith(images.shards[0].path):
+            return None
+        headers_of.append(headers.get("range", ""))
+        return "cut" if len(headers_of) == 1 else None
+
+    proxy.fault = fault
+    verify(str(pull(f"{s3_url}/digits", tmp_path / "digits")))
+    assert headers_of == ["", f"bytes={images.shards[0].bytes // 2}-"]
+
+
+@on_a_folder
+def test_what_was_left_damaged_is_fetched_anew(url: str, version: str, images, tmp_path: Path) -> None:
+    out = tmp_path / f".digits.{version}.resumable" / "out"
+    out.mkdir(parents=True)
+    (out / images.shards[0].path).write_bytes(b"x" * 100)
+    (out / images.shards[1].path).write_bytes(b"x" * 1_000_000)
+    (out / "stranger").write_bytes(b"x")
+    found = pull(f"{url}/digits", tmp_path / "digits")
+    assert verify(str(found)).version == version
+
+
+@on_a_folder
+def test_two_pulls_into_one_place_are_not_mixed(url: str, version: str, tmp_path: Path) -> None:
+    with (
+        resumable_folder(tmp_path / "digits", version),
+        pytest.raises(UserError, match="another process works in it"),
+    ):
+        pull(f"{url}/digits", tmp_path / "digits")
+
+
+@on_a_folder
+def test_what_another_version_left_is_removed(url: str, version: str, tmp_path: Path) -> None:
+    (tmp_path / ".digits.0123456789abcdef.resumable").mkdir()
+    pull(f"{url}/digits", tmp_path / "digits")
+    assert not list(tmp_path.glob(".digits.*"))
+
+
+def test_a_channel_can_be_asked_for(url: str, version: str, tmp_path: Path) -> None:
+    promote(f"{url}/digits", channel="stable", why="")
+    assert verify(str(pull(f"{url}/digits@stable", tmp_path / "digits"))).version == version
+
+
+@pytest.mark.parametrize("fault", [500, 503, 429, "drop"])
+def test_a_server_that_is_ill_for_a_while_costs_only_time(
+    proxy, s3_url: str, images, description, tmp_path: Path, fault
+) -> None:
+    """It fails for good in the middle of a pull, which ends in a sentence; the next pull ends well."""
+    publish(open_store(s3_url), "digits", images.root, description=description, documents={})
+    last = images.shards[-1].path
+    proxy.fault = lambda number, method, path, headers: fault if path.endswith(last) else None
+    with pytest.raises(FailedError):
+        pull(f"{s3_url}/digits", tmp_path / "digits")
+    assert not (tmp_path / "digits").exists()
+    proxy.fault = lambda *_: None
+    proxy.log.clear()
+    verify(str(pull(f"{s3_url}/digits", tmp_path / "digits")))
+    assert last in str(shards_asked_for(proxy))

@@ -1,0 +1,181 @@
+"""Finding published versions: by name, by version or by channel; what they are; whether they were yanked."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from dataclasses import asdict, dataclass
+
+from pipeline.delivery.manifest import MANIFEST, SCHEMA_VERSION, Manifest, check_name, is_name, parse_json, to_json
+from pipeline.delivery.parallel import in_parallel
+from pipeline.delivery.pointer import LATEST, Pointer, is_version, read_pointers
+from pipeline.delivery.stores import Store, open_store
+from pipeline.errors import FailedError, UserError, nearest
+
+YANKED = "yanked.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yank:
+    """A version was taken back: why, since when (ISO 8601), by which user. Written beside its manifest, once."""
+
+    why: str
+    since: str
+    by: str
+
+    @classmethod
+    def read(cls, store: Store, name: str, version: str) -> Yank | None:
+        """None where the version was not yanked."""
+        key = f"{name}/v={version}/{YANKED}"
+        found = store.read(key)
+        if found is None:
+            return None
+        needed = dict.fromkeys(("why", "since", "by"), str)
+        content = parse_json(found[0], f"{store.url}/{key}", needed)
+        return cls(**{word: content[word] for word in needed})
+
+    def write(self, store: Store, name: str, version: str) -> bool:
+        """False, and nothing written, where the version was yanked before."""
+        return store.create(f"{name}/v={version}/{YANKED}", to_json({"schema_version": SCHEMA_VERSION, **asdict(self)}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One published version; `data` is its manifest as it was read."""
+
+    store: Store
+    manifest: Manifest
+    data: bytes
+    yank: Yank | None
+
+    @property
+    def name(self) -> str:
+        """NAME@VERSION."""
+        return f"{self.manifest.name}@{self.manifest.version}"
+
+    def key(self, path: str) -> str:
+        """The object of a file of this version."""
+        return f"{self.manifest.name}/v={self.manifest.version}/{path}"
+
+    def check_not_yanked(self) -> None:
+        """Raise UserError, with the reason, when the version was yanked."""
+        if self.yank:
+            raise UserError(
+                f"{self.store.url}: {self.name} was yanked on {self.yank.since:.10} ({self.yank.why}); "
+                "needed another version, or --yanked to insist"
+            )
+
+    def read(self, path: str) -> bytes | None:
+        """A small file, as the manifest says it is; None where the version has none of that path."""
+        file = next((file for file in self.manifest.files if file.path == path), None)
+        if file is None:
+            return None
+        data, _ = self.store.read(self.key(path)) or (b"", "")
+        if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
+            raise FailedError(f"{self.store.url}/{self.key(path)}: is not what {MANIFEST} says")
+        return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseInfo:
+    """One published version, and the channels that name it; `yanked` is the reason."""
+
+    name: str
+    version: str
+    created: str
+    images: int
+    classes: int
+    bytes: int
+    licence: str
+    verdict: str
+    channels: tuple[str, ...]
+    yanked: str | None
+
+
+def find(url: str) -> Version:
+    """The version that URL/NAME (its latest), URL/NAME@VERSION or URL/NAME@CHANNEL names. Raises UserError for none."""
+    base, _, last = url.rstrip("/").rpartition("/")
+    name, at, word = last.partition("@")
+    if not base or base in ("s3:", "s3:/"):
+        raise UserError(f"'{url}' is not a release; needed URL/NAME or URL/NAME@VERSION, URL a folder or s3://…")
+    check_name("release", name)
+    store = open_store(base)
+    if at:
+        check_name("version", word)
+    if is_version(word):
+        version = word
+    else:
+        pointer = Pointer.read(store, name, word or LATEST)
+        if pointer is None:
+            raise _missing(store, name, word)
+        version = pointer.version
+    found = read_version(store, name, version)
+    if found is None:
+        raise _missing(store, name, version)
+    return found
+
+
+def read_version(store: Store, name: str, version: str) -> Version | None:
+    """None where no such version was committed. Raises FailedError when its manifest is not right."""
+    key = f"{name}/v={version}/{MANIFEST}"
+    found = store.read(key)
+    if found is None:
+        return None
+    manifest = Manifest.parse(found[0], f"{store.url}/{key}")
+    if (manifest.name, manifest.version) != (name, version):
+        raise FailedError(f"{store.url}/{key}: is the manifest of {manifest.name}@{manifest.version}")
+    return Version(store=store, manifest=manifest, data=found[0], yank=Yank.read(store, name, version))
+
+
+def folder_versions(store: Store, name: str) -> list[str]:
+    """The versions of which there is anything, published or not."""
+    found = [folder.removeprefix("v=") for folder in store.folders(f"{name}/") if folder.startswith("v=")]
+    return list(filter(is_name, found))
+
+
+def read_versions(store: Store, name: str) -> list[Version]:
+    """Every published version of a release, newest first."""
+    versions = in_parallel(
+        lambda version: read_version(store, name, version), folder_versions(store, name), threading.Event()
+    )
+    return sorted(filter(None, versions), key=lambda version: version.manifest.created, reverse=True)
+
+
+def list_releases(store: Store) -> list[ReleaseInfo]:
+    """Every published version, by name and then newest first."""
+    rows = []
+    for name in filter(is_name, store.folders("")):
+        pointers = read_pointers(store, name)
+        for version in read_versions(store, name):
+            manifest = version.manifest
+            rows.append(
+                ReleaseInfo(
+                    name=name,
+                    version=manifest.version,
+                    created=manifest.created,
+                    images=manifest.images,
+                    classes=len(manifest.classes),
+                    bytes=manifest.total_bytes,
+                    licence=manifest.licence,
+                    verdict=manifest.verdict,
+                    channels=tuple(each.channel for each in pointers if each.version == manifest.version),
+                    yanked=version.yank.why if version.yank else None,
+                )
+            )
+    return rows
+
+
+def _missing(store: Store, name: str, word: str) -> UserError:
+    """What to say when a release has no such version or channel, or is none itself."""
+    names = list(filter(is_name, store.folders("")))
+    if not names:
+        return UserError(f"{store.url}: has no releases")
+    if name not in names:
+        return UserError(f"{store.url}: has no release '{name}'; {nearest(name, names)}")
+    if not word:
+        return UserError(f"{store.url}/{name}: has no published version yet")
+    known = [pointer.channel for pointer in read_pointers(store, name)]
+    known += [version for version in folder_versions(store, name) if version != word]
+    hint = f"; {nearest(word, known)}" if known else ""
+    kind = "version" if is_version(word) else "version or channel"
+    return UserError(f"{store.url}/{name}: has no {kind} '{word}'{hint}")

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.delivery import find, list_releases, open_store, publish
+from pipeline.delivery.keeping import promote
+from pipeline.delivery.showing import card_text, releases_json, releases_table
+from pipeline.errors import FailedError, UserError
+
+
+def test_a_list_has_every_version(url: str, tmp_path: Path, make_images, description) -> None:
+    store = open_store(url)
+    published = {}
+    for name, seed in (("digits", 0), ("digits", 1), ("letters", 0)):
+        images = make_images(tmp_path / f"{name}-{seed}", seed)
+        published[name, seed] = publish(store, name, images.root, description=description, documents={}).version
+    rows = list_releases(open_store(url))
+    assert {(row.name, row.version, row.channels) for row in rows} == {
+        ("digits", published["digits", 0], ()),
+        ("digits", published["digits", 1], ("latest",)),
+        ("letters", published["letters", 0], ("latest",)),
+    }
+    assert {(row.images, row.classes) for row in rows} == {(24, 3)}
+    sizes = store.sizes(f"letters/v={published['letters', 0]}/")
+    assert rows[-1].bytes == sum(size for key, size in sizes.items() if not key.endswith("/manifest.json"))
+
+
+def test_an_empty_store_lists_nothing(url: str) -> None:
+    assert list_releases(open_store(url)) == []
+
+
+def test_a_list_tells_what_decides(url: str, images, make_description) -> None:
+    published = publish(
+        open_store(url), "digits", images.root, description=make_description(verdict="Helps."), documents={}
+    )
+    promote(f"{url}/digits@{published.version}", channel="stable", why="measured again")
+    (row,) = list_releases(open_store(url))
+    assert (row.verdict, row.licence, row.channels, row.yanked) == ("Helps.", "CC BY 4.0", ("latest", "stable"), None)
+
+
+def test_a_version_is_found_by_its_channel(url: str, tmp_path: Path, make_images, description) -> None:
+    store, sets = open_store(url), [make_images(tmp_path / str(seed), seed) for seed in range(2)]
+    old, new = (publish(store, "digits", each.root, description=description, documents={}).version for each in sets)
+    promote(f"{url}/digits@{old}", channel="stable", why="")
+    found = {words: find(f"{url}/digits{words}").manifest.version for words in ("", "@latest", "@stable", f"@{old}")}
+    assert found == {"": new, "@latest": new, "@stable": old, f"@{old}": old}
+    with pytest.raises(UserError, match="has no version or channel 'stabel'; did you mean 'stable'"):
+        find(f"{url}/digits@stabel")
+
+
+def test_a_small_file_is_read_as_published_or_not_at_all(url: str, images, description) -> None:
+    store = open_store(url)
+    publish(store, "digits", images.root, description=description, documents={"a.json": b"{}\n"})
+    version = find(f"{url}/digits")
+    assert (version.read("a.json"), version.read("b.json")) == (b"{}\n", None)
+    store.delete(version.key("a.json"))
+    store.create(version.key("a.json"), b"[]\n")
+    with pytest.raises(FailedError, match=r"a\.json: is not what manifest\.json says"):
+        version.read("a.json")
+
+
+HOSTILE = "\x1b[31mred\x1b[0m [bold]markup[/bold] \x07"
+
+
+def printed(renderable) -> str:
+    out = io.StringIO()
+    Console(file=out, width=250, force_terminal=False).print(renderable)
+    return out.getvalue()
+
+
+def test_what_a_store_says_is_printed_as_text(tmp_path: Path, images, make_description) -> None:
+    store = open_store(str(tmp_path / "releases"))
+    description = make_description(verdict=HOSTILE)
+    version = publish(store, "digits", images.root, description=description, documents={}).version
+    table = printed(releases_table(list_releases(store)))
+    card = printed(card_text(find(f"{tmp_path}/releases/digits")))
+    for text in (table, card):
+        assert "[31mred[0m [bold]markup[/bold]" in text
+        assert not {"\x1b", "\x07"} & set(text)
+    assert version in table
+    assert table.count("\n") == 2
+    assert "dataset_info" not in card
+
+
+def test_a_list_for_programs(tmp_path: Path, images, description) -> None:
+    store = open_store(str(tmp_path / "releases"))
+    version = publish(store, "digits", images.root, description=description, documents={}).version
+    (row,) = json.loads(releases_json(list_releases(store)))
+    assert (row["name"], row["version"], row["images"], row["channels"]) == ("digits", version, 24, ["latest"])
