@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.gan import game
 from pipeline.gan.family import ImageSpec, at_least
-from pipeline.gan.layers import LabelJoin, NoiseGenerator, ProjectionScore, doublings
+from pipeline.gan.layers import LabelJoin, NoiseGenerator, ProjectionScore, ToMaps, ToVectors, doublings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Generator(NoiseGenerator):
         self.join = LabelJoin(config.latent_size, spec.classes if self.conditional else 0, config.embedding_size)
         layers: list[nn.Module] = [
             nn.Linear(self.join.size, channels[0] * size**2, bias=False),
-            nn.Unflatten(1, (channels[0], size, size)),
+            ToMaps(channels[0], size),
         ]
         for before, after in itertools.pairwise(channels):
             layers += [nn.BatchNorm2d(before), nn.ReLU(), nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]
@@ -73,7 +73,7 @@ class Discriminator(nn.Module):
             if normalization is not None:
                 layers.append(normalization(after))
             layers.append(nn.LeakyReLU(0.2))
-        self.layers = nn.Sequential(*layers, nn.Flatten())
+        self.layers = nn.Sequential(*layers, ToVectors())
         self.score = ProjectionScore(channels[-1] * size**2, spec.classes if config.class_conditional else 0)
         _initialize(self)
 

@@ -50,6 +50,24 @@ class LabelJoin(nn.Module):
         return vectors if self.embedding is None else torch.cat([vectors, self.embedding(labels)], dim=1)
 
 
+class ToMaps(nn.Module):
+    """Vectors (B, S·S·C) as maps (B, C, S, S) in the channels_last format, without a copy there or in the gradient."""
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        self.channels, self.size = channels, size
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return vectors.view(-1, self.size, self.size, self.channels).permute(0, 3, 1, 2)
+
+
+class ToVectors(nn.Module):
+    """Maps (B, C, S, S) as vectors (B, S·S·C): the way back."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.permute(0, 2, 3, 1).flatten(1)
+
+
 class ProjectionScore(nn.Module):
     """Scores (B,) of features φ (B, D) under labels y (B,): w·φ + b + ⟨v_y, φ⟩. Miyato & Koyama 2018, equation 3.
 

@@ -8,7 +8,15 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from pipeline.gan.batches import StepDraws
-from pipeline.gan.layers import ConditionalBatchNorm2d, LabelJoin, ProjectionScore, SpectralNorm, dropout
+from pipeline.gan.layers import (
+    ConditionalBatchNorm2d,
+    LabelJoin,
+    ProjectionScore,
+    SpectralNorm,
+    ToMaps,
+    ToVectors,
+    dropout,
+)
 
 
 def test_projection_is_the_linear_score_and_the_product_with_the_class_vector() -> None:
@@ -95,3 +103,13 @@ def test_dropout_silences_its_share_and_keeps_the_mean() -> None:
     assert left.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
     assert left.mean().item() == pytest.approx(1, abs=0.01)
     assert torch.equal(dropout(units, 0, StepDraws(torch.Generator(), 2000)), units)
+
+
+def test_vectors_and_maps_turn_into_each_other_without_a_copy() -> None:
+    vectors = torch.randn(2, 4 * 4 * 3)
+    maps = ToMaps(3, 4)(vectors)
+    assert maps.shape == (2, 3, 4, 4)
+    assert maps.is_contiguous(memory_format=torch.channels_last)
+    back = ToVectors()(maps)
+    assert torch.equal(back, vectors)
+    assert maps.data_ptr() == back.data_ptr() == vectors.data_ptr()
