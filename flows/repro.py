@@ -24,6 +24,7 @@ _AFTER = re.compile(r"(Generating|Updating) lock file '|To track the changes wit
 _RESTORED = re.compile(r"Stage '.*' is cached - skipping run")
 _FAILED = re.compile(r"ERROR: failed to reproduce '[^']*': ")
 _STATUS = re.compile(r"failed to run: .*, exited with (-?\d+)$")
+_BUSY = re.compile(r"'.*' is busy, |Unable to acquire lock")
 _KILLED = {-signal.SIGKILL, 128 + signal.SIGKILL}  # of the command, or of the shell that ran it
 
 
@@ -82,6 +83,8 @@ class _Said:
             self.dvc_error = _FAILED.sub("", line).removeprefix("ERROR: ")
 
     def error(self, stage: str) -> ForgelineError:
+        if _BUSY.match(self.dvc_error):
+            return FailedError(f"stage '{stage}': another run is at work in this workspace; needed that it ends first")
         found = _STATUS.match(self.dvc_error)
         status = int(found[1]) if found else 1
         if status in _KILLED:

@@ -46,7 +46,8 @@ def interpolation_strip(model: Model, *, seed: int, steps: int = 10) -> bytes:
 def sample_to(model_folder: Path, out: Path, *, count: int, seed: int, spread: float = 1.0) -> None:
     """Write `count` samples: as one grid where `out` ends in .png, else as a new folder of PNG files.
 
-    Raises UserError when the model cannot be read, the spread is not above 0, or the folder holds something.
+    Raises UserError when the model cannot be read, the spread is not above 0, the folder holds something, or another
+    kind of picture is asked for.
     """
     if not 0 < spread < float("inf"):
         raise UserError(f"--spread is {spread}; needed a number above 0")
@@ -56,6 +57,8 @@ def sample_to(model_folder: Path, out: Path, *, count: int, seed: int, spread: f
         columns = len(model.classes) if model.conditional else round(count**0.5)
         write_atomically(out, png.encode(tile(images, min(count, columns))))
         return
+    if out.suffix.lower() in (".jpg", ".jpeg", ".gif", ".webp"):
+        raise UserError(f"{out}: would be a folder of that name; needed a name that ends in .png, for one grid")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is not empty; needed a new or empty folder, or a name that ends in .png")
     with atomic_folder(out) as folder:

@@ -82,6 +82,18 @@ def test_what_dvc_itself_refuses_is_told_in_its_words(stage: Workspace) -> None:
         outcome(folder)
 
 
+def test_a_second_run_in_the_same_workspace_is_told_so(stage: Workspace) -> None:
+    folder = stage("echo begun; sleep 600")
+
+    def say(line: str) -> None:
+        with pytest.raises(FailedError, match=r"^stage 'one': another run is at work in this workspace; needed that"):
+            outcome(folder)
+        raise KeyboardInterrupt  # ends the first one
+
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("one", folder, started=lambda: None, say=say)
+
+
 def test_an_interruption_ends_every_process_of_the_stage(stage: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repro, "GRACE_SECONDS", 0.5)
     folder = stage("(trap '' TERM; exec sleep 600) &\necho $!\necho $$\nwait")  # one that SIGTERM does not end

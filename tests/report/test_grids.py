@@ -92,3 +92,9 @@ def test_a_folder_that_holds_something_is_left_alone(model: Path, tmp_path: Path
 def test_a_spread_that_is_none_is_refused(model: Path, tmp_path: Path, spread: float) -> None:
     with pytest.raises(UserError, match=f"--spread is {spread}; needed"):
         sample_to(model, tmp_path / "images", count=3, seed=0, spread=spread)
+
+
+def test_another_kind_of_picture_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"grid\.jpg: would be a folder of that name; needed a name that ends in \.png"):
+        sample_to(model, tmp_path / "grid.jpg", count=3, seed=0)
+    assert not (tmp_path / "grid.jpg").exists()
