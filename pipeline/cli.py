@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def forgeline() -> None:
 @click.option("--publish", "url", metavar="URL", help="Where to publish, instead of publish.url in params.yaml.")
 def run(url: str | None) -> None:
     """The whole flow once, here: every stage of dvc.yaml that is out of date, then publish."""
+    if find_spec("prefect") is None:
+        raise ModuleNotFoundError(name="prefect")
     # Another process and not an import: stage code and this file know nothing of Prefect.
     arguments = ["--publish", url] if url else []
     os.execv(sys.executable, [sys.executable, "-m", "flows", *arguments])
@@ -270,6 +273,10 @@ def main() -> None:
         end("interrupted", 130)
     except ForgelineError as error:
         end(str(error), error.exit_status)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("pipeline", "flows"):
+            raise
+        end(f"the light install has no {error.name}, which this needs; pip install 'forgeline[train]'", 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

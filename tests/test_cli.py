@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,21 @@ def test_what_the_system_refuses_is_one_sentence_and_status_1(words: list[str], 
     assert ended.stderr.startswith(f"forgeline: {sentence.partition(':')[0]}")
     assert ended.stderr.endswith(f": {sentence.rpartition(': ')[2]}\n")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", ["stage source", "publish x", "doctor", "sample model --out x.png", "run"])
+def test_what_the_light_install_cannot_do_is_told(words: str, workspace: Path) -> None:
+    code = (
+        "import sys; from importlib.machinery import PathFinder; found = PathFinder.find_spec\n"
+        "left_out = ('ruamel', 'prefect', 'torch', 'safetensors')\n"
+        "PathFinder.find_spec = lambda name, *more: None if name.split('.')[0] in left_out else found(name, *more)\n"
+        "from pipeline.cli import main; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *words.split()], cwd=workspace, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert re.fullmatch(
+        r"forgeline: the light install has no \S+, which this needs; pip install 'forgeline\[train\]'\n", ended.stderr
+    )
 
 
 def test_help_names_every_command(tmp_path: Path) -> None:
