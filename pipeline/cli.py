@@ -153,15 +153,39 @@ def history(release: str) -> None:
 @forgeline.command()
 @click.argument("release")
 @click.argument("dest", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["parquet", "imagefolder", "webdataset"]),
+    default="parquet",
+    show_default=True,
+    help="Parquet shards, a folder of PNGs for each class, or tars.",
+)
+@click.option("--classes", help="Only these, by name, with commas between.")
+@click.option("--per-class", type=click.IntRange(min=1), help="At most so many images of each class in each split.")
+@click.option("--min-confidence", type=float, help="Only images whose label a classifier gave this probability.")
 @click.option("--yanked", is_flag=True, help="Insist on a version that was taken back.")
-def pull(release: str, dest: Path, yanked: bool) -> None:
+def pull(
+    release: str,
+    dest: Path,
+    layout: str,
+    classes: str | None,
+    per_class: int | None,
+    min_confidence: float | None,
+    yanked: bool,
+) -> None:
     """Fetch RELEASE (URL/NAME, URL/NAME@VERSION or URL/NAME@CHANNEL) into the new folder DEST, every byte checked.
 
-    Interrupted, it goes on where it was when it is run again.
+    Interrupted, it goes on where it was when it is run again. Of a selection only the row groups that may hold such
+    images are fetched.
     """
     from pipeline.delivery import pull as fetch
+    from pipeline.delivery.selecting import Selection
 
-    click.echo(f"{fetch(release, dest, yanked=yanked)}: whole, every byte as published")
+    names = tuple(classes.split(",")) if classes else None
+    selection = Selection(classes=names, per_class=per_class, min_confidence=min_confidence)
+    found = fetch(release, dest, yanked=yanked, layout=layout, selection=selection)
+    click.echo(f"{found}: whole, every byte as published")
 
 
 @forgeline.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,8 @@ class Span:
 class Tally:
     """Counts bytes of several threads on one progress line, and ends them all once `stopped` is set."""
 
-    def __init__(self, label: str, total: int) -> None:
-        self.line = ProgressLine(label, total, "bytes")
+    def __init__(self, label: str, total: int, *, quiet: bool = False) -> None:
+        self.label, self.line = label, None if quiet else ProgressLine(label, total, "bytes")
         self.stopped = threading.Event()
         self._lock, self._done = threading.Lock(), 0
 
@@ -37,9 +38,10 @@ class Tally:
         """Count `fetched` more bytes, or fewer where it is below 0."""
         with self._lock:
             self._done += fetched
-            self.line.update(self._done)
+            if self.line:
+                self.line.update(self._done)
         if self.stopped.is_set():
-            raise FailedError(f"{self.line.label}: was stopped")
+            raise FailedError(f"{self.label}: was stopped")
 
 
 def fetch_file(store: Store, key: str, file: File, path: Path, tally: Tally) -> None:
@@ -91,20 +93,23 @@ def _complete(store: Store, key: str, file: File, path: Path, tally: Tally) -> s
     return digest.hexdigest()
 
 
-def fetch_span(store: Store, key: str, span: Span) -> bytes:
-    """A part of the object `key`. Raises FailedError when its bytes are not those that the span says."""
-    for attempt in range(1, _TRIES + 1):
-        data = bytearray()
+def span_chunks(store: Store, key: str, span: Span) -> Iterator[bytes]:
+    """A part of the object `key`. Raises FailedError, at its end, when its bytes are not those that the span says."""
+    digest, size, attempt = hashlib.sha256(), 0, 1
+    while size < span.bytes:
+        before = size
         try:
-            with closing(store.chunks(key, span.offset, span.offset + span.bytes)) as chunks:
+            with closing(store.chunks(key, span.offset + size, span.offset + span.bytes)) as chunks:
                 for chunk in chunks:
-                    data += chunk
-                    if len(data) > span.bytes:
+                    size += len(chunk)
+                    if size > span.bytes:
                         break
+                    digest.update(chunk)
+                    yield chunk
             break
         except BrokenError:
-            if attempt == _TRIES:
+            attempt = 1 if size > before else attempt + 1
+            if attempt > _TRIES:
                 raise
-    if len(data) != span.bytes or hashlib.sha256(data).hexdigest() != span.sha256:
+    if size != span.bytes or digest.hexdigest() != span.sha256:
         raise FailedError(f"{store.url}/{key}: bytes {span.offset} to {span.offset + span.bytes} are not as published")
-    return bytes(data)

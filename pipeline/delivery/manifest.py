@@ -14,6 +14,7 @@ from pipeline.errors import FailedError, UserError
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
+CARD = "README.md"
 _MAX_DEPTH = 8
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
@@ -26,6 +27,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def is_name(name: str) -> bool:
     """Whether `name` may be that of a release or a version."""
     return _NAME.fullmatch(name) is not None
+
+
+def is_plain(part: str) -> bool:
+    """Whether `part` is the name of a file or a folder on every system."""
+    return _PART.fullmatch(part) is not None and _DEVICE.fullmatch(part) is None
 
 
 def check_name(kind: str, name: str) -> None:
@@ -44,7 +50,7 @@ class File:
 
     def __post_init__(self) -> None:
         parts = self.path.split("/", _MAX_DEPTH)
-        if len(parts) > _MAX_DEPTH or any(not _PART.fullmatch(part) or _DEVICE.fullmatch(part) for part in parts):
+        if len(parts) > _MAX_DEPTH or not all(map(is_plain, parts)):
             raise ValueError(f"files has the path {self.path!r:.99}; needed plain names inside the release")
         if not 0 <= self.bytes < 1 << 63:
             raise ValueError(f"files has {self.bytes} bytes for {self.path}; needed a size")
@@ -97,7 +103,7 @@ class Manifest:
         content = parse_json(data, where, _MANIFEST)
         try:
             for index, file in enumerate(content["files"]):
-                _check_types(file, _FILE, f"files[{index}].")
+                check_types(file, _FILE, f"files[{index}].")
             if not all(isinstance(name, str) for name in content["classes"]):
                 raise ValueError("classes has other things than names")
             content["files"] = tuple(File(**{key: file[key] for key in _FILE}) for file in content["files"])
@@ -139,13 +145,14 @@ def parse_json(data: bytes, where: str, needed: Mapping[str, type]) -> dict[str,
     if type(found) is not int or found != SCHEMA_VERSION:
         raise FailedError(f"{where}: schema_version is {found!r:.40}; this Forgeline reads {SCHEMA_VERSION}")
     try:
-        _check_types(content, needed, "")
+        check_types(content, needed, "")
     except ValueError as error:
         raise FailedError(f"{where}: {error}") from None
     return dict(content)
 
 
-def _check_types(value: Any, needed: Mapping[str, type], key: str) -> None:
+def check_types(value: Any, needed: Mapping[str, type], key: str) -> None:
+    """Raise ValueError unless `value` is an object with values of the `needed` types; its names begin with `key`."""
     for name, kind in needed.items():
         if not isinstance(value, dict) or type(value.get(name)) is not kind:
             raise ValueError(f"{key}{name} is missing or not {kind.__name__}")

@@ -9,20 +9,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.delivery.fetching import Tally, fetch_file
-from pipeline.delivery.manifest import MANIFEST, File, Manifest
+from pipeline.delivery.formats import WRITERS
+from pipeline.delivery.manifest import CARD, MANIFEST, File, Manifest
 from pipeline.delivery.parallel import in_parallel
+from pipeline.delivery.selecting import ALL, Selection, fetch_selected, open_part
 from pipeline.delivery.stores import MAX_BYTES, BrokenError
-from pipeline.delivery.versions import find
+from pipeline.delivery.versions import Version, find
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import resumable_folder, sha256_file
 
+_CARD_OF_ALL = "RELEASE.md"  # not README.md, whose numbers `datasets` would hold against a part of the set
 _NAMED = 10  # wrong files, in the sentence that verifying ends with
 
 
-def pull(url: str, dest: Path, *, yanked: bool = False) -> Path:
+def pull(url: str, dest: Path, *, yanked: bool = False, layout: str = "parquet", selection: Selection = ALL) -> Path:
     """Fetch the release URL/NAME (its latest version), URL/NAME@VERSION or URL/NAME@CHANNEL into the folder `dest`.
 
+    `layout` is one of formats.WRITERS; a selection, or another layout than parquet, has the images and the card only.
     `dest` appears whole or not at all; what a process fetched that was killed, or whose connection broke, the next one
     uses. Raises UserError when there is no such release, it was yanked and `yanked` does not insist, or `dest` is not
     empty; FailedError when a byte is wrong, the store fails or the disk is too small.
@@ -32,20 +36,42 @@ def pull(url: str, dest: Path, *, yanked: bool = False) -> Path:
     version = find(url)
     if not yanked:
         version.check_not_yanked()
-    manifest = version.manifest
-    tally = Tally(f"pulling {version.name}", manifest.total_bytes)
-    with _resumable(dest, manifest.version) as work:
-        _check_space(work, manifest.total_bytes, url)
-
-        def fetch(file: File) -> None:
-            fetch_file(version.store, version.key(file.path), file, work / "out" / file.path, tally)
-
-        for _ in in_parallel(fetch, manifest.files, tally.stopped):
-            pass
-        (work / "out" / MANIFEST).write_bytes(version.data)
-        _remove_strangers(work / "out", manifest)
+    with _resumable(dest, version.manifest.version) as work:
+        if layout == "parquet" and selection == ALL:
+            _pull_files(version, work)
+        else:
+            _pull_images(version, work, layout, selection)
         _check_empty(dest)
     return dest
+
+
+def _pull_files(version: Version, work: Path) -> None:
+    """Every file of the version, as it is."""
+    manifest = version.manifest
+    _check_space(work, manifest.total_bytes, version.name)
+    tally = Tally(f"pulling {version.name}", manifest.total_bytes)
+
+    def fetch(file: File) -> None:
+        fetch_file(version.store, version.key(file.path), file, work / "out" / file.path, tally)
+
+    for _ in in_parallel(fetch, manifest.files, tally.stopped):
+        pass
+    (work / "out" / MANIFEST).write_bytes(version.data)
+    _remove_strangers(work / "out", manifest)
+
+
+def _pull_images(version: Version, work: Path, layout: str, selection: Selection) -> None:
+    """The selected images in another layout, and the card; the images alone are fetched."""
+    part = open_part(version, work)
+    needed = sum(group.span.bytes for _, group in part.plan(selection))
+    _check_space(work, 2 * needed, version.name)  # as fetched and as written
+    out = work / "out"
+    shutil.rmtree(out)
+    out.mkdir()
+    batches = fetch_selected(part, selection, work, Tally(f"pulling from {version.name}", needed))
+    WRITERS[layout](out, batches, part.images, version.name)
+    if card := version.read(CARD):
+        (out / _CARD_OF_ALL).write_bytes(card)
 
 
 def _remove_strangers(root: Path, manifest: Manifest) -> None:
@@ -68,10 +94,10 @@ def _resumable(dest: Path, key: str) -> Iterator[Path]:
             raise
 
 
-def _check_space(work: Path, needed: int, url: str) -> None:
-    there = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+def _check_space(work: Path, needed: int, name: str) -> None:
+    there = sum(path.stat().st_blocks * 512 for path in work.rglob("*") if path.is_file())
     if (free := shutil.disk_usage(work).free) + there < needed:
-        raise FailedError(f"{work.parent}: has {free:,} bytes free; needed {needed - there:,} for {url}")
+        raise FailedError(f"{work.parent}: has {free:,} bytes free; needed {needed:,} for {name}")
 
 
 def verify(target: str) -> Manifest:

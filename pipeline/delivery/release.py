@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from pipeline.delivery import rowgroups
 from pipeline.delivery.card import GRID, card
 from pipeline.delivery.croissant import croissant
 from pipeline.delivery.description import Description, Lineage
 from pipeline.delivery.manifest import (
+    CARD,
     CHECKSUMS,
     MANIFEST,
     File,
@@ -23,6 +25,7 @@ from pipeline.delivery.manifest import (
 )
 from pipeline.delivery.parallel import in_parallel
 from pipeline.delivery.pointer import Pointer, move, now
+from pipeline.delivery.rowgroups import ROWGROUPS
 from pipeline.delivery.stores import Store, keeps_conditions
 from pipeline.delivery.versions import Yank
 from pipeline.errors import FailedError, UserError
@@ -137,7 +140,8 @@ class _Draft:
         url = f"{self.store.url}/{self.name}/v={self.version}"
         return {
             GRID: self.description.grid,
-            "README.md": card(*about, name=self.name, version=self.version, url=url),
+            CARD: card(*about, name=self.name, version=self.version, url=url),
+            ROWGROUPS: rowgroups.describe(self.images),
             "croissant.json": croissant(*about, name=self.name, version=self.version, created=self.created),
         }
 

@@ -12,11 +12,11 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.delivery.manifest import CARD
 from pipeline.delivery.pointer import Pointer
 from pipeline.delivery.versions import ReleaseInfo, Version
 from pipeline.errors import FailedError
 
-CARD = "README.md"
 _HEADER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 
 

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,43 +61,44 @@ def resumable_folder(path: Path, key: str) -> Iterator[Path]:
     of other keys are removed. Raises UserError while another process has it, FailedError where nothing can be written.
     """
     work = path.with_name(f".{path.name}.{key}.resumable")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        claim = _claimed(work)
-        for other in path.parent.glob(f".{glob.escape(path.name)}.*.resumable"):
-            if other != work:
-                _remove_unlocked(other)
-        (work / "out").mkdir(exist_ok=True)
-    except OSError as error:
-        raise FailedError(f"{path}: cannot be written ({error.strerror})") from error
-    try:
-        yield work
-        _put_in_place(work / "out", path)
-        _remove(work)
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise FailedError(f"{path}: cannot be written ({os.strerror(error.errno or 0)})") from error
-    finally:
-        os.close(claim)
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(_claimed(work))
+            for other in path.parent.glob(f".{glob.escape(path.name)}.*.resumable"):
+                if other != work:
+                    _remove_unlocked(other)
+            (work / "out").mkdir(exist_ok=True)
+        except OSError as error:
+            raise FailedError(f"{path}: cannot be written ({error.strerror})") from error
+        try:
+            yield work
+            _put_in_place(work / "out", path)
+            _remove(work)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise FailedError(f"{path}: cannot be written ({os.strerror(error.errno or 0)})") from error
 
 
-def _claimed(work: Path) -> int:
-    """A descriptor that locks the folder `work`, which is made where there is none."""
+@contextmanager
+def _claimed(work: Path) -> Iterator[None]:
+    """The folder `work`, made where there is none, for this process alone."""
     while True:
         work.mkdir(exist_ok=True)
-        claim = os.open(work, os.O_RDONLY)
-        try:
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(claim)
-            raise UserError(f"{work}: another process works in it; needed to wait for that one") from None
-        except OSError:
-            return claim  # a network disk without locks
-        with suppress(FileNotFoundError):
-            if work.stat().st_ino == os.fstat(claim).st_ino:
-                return claim
-        os.close(claim)  # its former owner had just finished and removed it
+        with suppress(FileNotFoundError), ExitStack() as held:  # its former owner has just finished and removed it
+            # Shared, as in `_new_sibling`: folders are made in it. The file inside is what only one can have.
+            _lock(held.enter_context(_opened(work)), fcntl.LOCK_SH)
+            file = held.enter_context((work / "lock").open("a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{work}: another process works in it; needed to wait for that one") from None
+            except OSError:
+                pass  # a network disk without locks
+            if (work / "lock").stat().st_ino == os.fstat(file.fileno()).st_ino:
+                yield
+                return
 
 
 def _put_in_place(part: Path, path: Path) -> None:

@@ -1,0 +1,124 @@
+"""rowgroups.json: where in its shards each row group of a release is, so that a part can be fetched and checked alone.
+
+A row group holds one class. The sha256 of a whole file says nothing of a part of it, so each group and each footer has
+its own; the file itself is one of those that the manifest vouches for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from pipeline.delivery.fetching import Span
+from pipeline.delivery.manifest import SCHEMA_VERSION, Manifest, check_types, parse_json
+from pipeline.errors import FailedError
+from pipeline.imageset import ImageSet, Shard
+
+ROWGROUPS = "rowgroups.json"
+CONFIDENCE = "confidence"  # the column of what the filter of `augment` thought of the label
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowGroup:
+    """A row group of a shard; `confidence` is the largest in it, None where the set has no such column."""
+
+    index: int
+    span: Span
+    label: int
+    rows: int
+    confidence: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardGroups:
+    """The row groups of one shard, and its footer, in the order of their bytes: together they are the whole file."""
+
+    shard: Shard
+    groups: tuple[RowGroup, ...]
+    footer: Span
+
+
+def describe(images: ImageSet) -> bytes:
+    """The bytes of rowgroups.json, a row group a line."""
+    shards = ",\n".join(_describe(images.root / shard.path) for shard in images.shards)
+    return f'{{"schema_version": {SCHEMA_VERSION}, "shards": [\n{shards}\n]}}\n'.encode()
+
+
+def _describe(path: Path) -> str:
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    columns = [[group.column(index) for index in range(group.num_columns)] for group in groups]
+    named = [{column.path_in_schema: column for column in each} for each in columns]
+    starts = [min(column.dictionary_page_offset or column.data_page_offset for column in each) for each in columns]
+    end = starts[-1] + sum(column.total_compressed_size for column in columns[-1])
+    bounds = [0, *starts[1:], end, path.stat().st_size]  # the first begins with the magic number
+    with path.open("rb") as file:
+        spans = [_span(file.read(stop - start), start) for start, stop in pairwise(bounds)]
+    lines = []
+    for group, of, span in zip(groups, named, spans, strict=False):
+        statistics = of[CONFIDENCE].statistics if CONFIDENCE in of else None
+        most = statistics.max if statistics is not None and statistics.has_min_max else None
+        confidence = most if isinstance(most, float) else None
+        label = of["label"].statistics.min
+        lines.append(json.dumps({**span, "label": label, "rows": group.num_rows, "confidence": confidence}))
+    footer, inner = json.dumps(spans[-1]), ",\n".join(lines)
+    return f'{{"path": {json.dumps(path.name)}, "footer": {footer}, "groups": [\n{inner}\n]}}'
+
+
+def _span(data: bytes, start: int) -> dict[str, str | int]:
+    return {"offset": start, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def parse(data: bytes, where: str, manifest: Manifest, images: ImageSet) -> tuple[ShardGroups, ...]:
+    """What rowgroups.json in `data` says of the shards of `images`. Raises FailedError when it is not of them."""
+    content = parse_json(data, where, {"shards": list})
+    sizes = {file.path: file.bytes for file in manifest.files}
+    try:
+        for shard in content["shards"]:
+            check_types(shard, {"path": str, "footer": dict, "groups": list}, "shards.")
+        if [shard["path"] for shard in content["shards"]] != [shard.path for shard in images.shards]:
+            raise ValueError("shards are others than imageset.json has")
+        return tuple(
+            _parse(shard, found, sizes.get(shard.path, -1), len(images.classes))
+            for shard, found in zip(images.shards, content["shards"], strict=True)
+        )
+    except ValueError as error:
+        raise FailedError(f"{where}: {error}") from None
+
+
+def _parse(shard: Shard, content: Mapping[str, object], size: int, classes: int) -> ShardGroups:
+    def read() -> Iterator[RowGroup]:
+        groups = content["groups"]
+        assert isinstance(groups, list)
+        for index, group in enumerate(groups):
+            check_types(group, {**_SPAN, "label": int, "rows": int}, f"{shard.path}: groups[{index}].")
+            confidence = group.get("confidence")
+            if confidence is not None and (type(confidence) is not float or not math.isfinite(confidence)):
+                raise ValueError(f"{shard.path}: groups[{index}].confidence is not a number")
+            if not 0 <= group["label"] < classes or group["rows"] < 1:
+                raise ValueError(f"{shard.path}: groups[{index}] has no class of the set, or no rows")
+            span = Span(**{key: group[key] for key in _SPAN})
+            yield RowGroup(index=index, span=span, label=group["label"], rows=group["rows"], confidence=confidence)
+
+    groups, footer = tuple(read()), content["footer"]
+    check_types(footer, _SPAN, f"{shard.path}: footer.")
+    assert isinstance(footer, dict)
+    last = Span(**{key: footer[key] for key in _SPAN})
+    ends = [0]
+    for span in (*(group.span for group in groups), last):
+        if span.offset != ends[-1] or span.bytes < 1:
+            raise ValueError(f"{shard.path}: groups do not follow each other")
+        ends.append(span.offset + span.bytes)
+    if ends[-1] != size or sum(group.rows for group in groups) != shard.rows:
+        raise ValueError(f"{shard.path}: groups are not all of its {size:,} bytes and {shard.rows:,} rows")
+    return ShardGroups(shard=shard, groups=groups, footer=last)
+
+
+_SPAN = {"offset": int, "bytes": int, "sha256": str}

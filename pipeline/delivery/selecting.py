@@ -1,0 +1,169 @@
+"""A part of a release: some classes, some images of each, those of high confidence. Only their row groups travel."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.delivery.fetching import Span, Tally, fetch_file, span_chunks
+from pipeline.delivery.parallel import in_parallel
+from pipeline.delivery.rowgroups import CONFIDENCE, ROWGROUPS, RowGroup, ShardGroups, parse
+from pipeline.delivery.versions import Version
+from pipeline.errors import FailedError, UserError, nearest
+from pipeline.imageset import ImageSet
+from pipeline.imageset.decode import reading
+from pipeline.imageset.layout import IMAGESET_JSON
+
+_MAX_INDEX = 1 << 26  # bytes of rowgroups.json: tens of millions of images
+_AHEAD = 16  # row groups that are fetched before their turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """`per_class` is of each class in each split, the first ones; None is all."""
+
+    classes: tuple[str, ...] | None = None
+    per_class: int | None = None
+    min_confidence: float | None = None
+
+    def labels(self, images: ImageSet) -> set[int]:
+        """The labels of the classes. Raises UserError for a class that the set does not have."""
+        if self.classes is None:
+            return set(range(len(images.classes)))
+        for name in self.classes:
+            if name not in images.classes:
+                raise UserError(f"'{name}' is not a class of this release; {nearest(name, images.classes)}")
+        return {images.classes.index(name) for name in self.classes}
+
+
+ALL = Selection()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What can be selected from of a version: its ImageSet without shards, and where each row group is."""
+
+    version: Version
+    images: ImageSet
+    shards: tuple[ShardGroups, ...]
+
+    def plan(self, selection: Selection) -> list[tuple[ShardGroups, RowGroup]]:
+        """The row groups that may hold selected images, in order. Raises UserError when there can be none."""
+        labels, least = selection.labels(self.images), selection.min_confidence
+        groups = [(shard, group) for shard in self.shards for group in shard.groups if group.label in labels]
+        if least is not None:
+            if any(group.confidence is None for _, group in groups):
+                raise UserError(f"{self.version.name}: has no column '{CONFIDENCE}', which --min-confidence asks for")
+            groups = [(shard, group) for shard, group in groups if (group.confidence or 0.0) >= least]
+        elif selection.per_class is not None:
+            groups = list(self._first(groups, selection.per_class))
+        if not groups:
+            raise UserError(f"{self.version.name}: has no image that is asked for")
+        return groups
+
+    @staticmethod
+    def _first(
+        groups: Iterable[tuple[ShardGroups, RowGroup]], per_class: int
+    ) -> Iterator[tuple[ShardGroups, RowGroup]]:
+        counts: Counter[tuple[str, int]] = Counter()
+        for shard, group in groups:
+            key = (shard.shard.split, group.label)
+            if counts[key] < per_class:
+                yield shard, group
+            counts[key] += group.rows
+
+
+def open_part(version: Version, work: Path) -> Part:
+    """Fetch what describes a version into the folder `work`. Raises UserError where it was published without."""
+    files = {file.path: file for file in version.manifest.files}
+    for path in (ROWGROUPS, IMAGESET_JSON):
+        if path not in files:
+            raise UserError(f"{version.name}: was published without {path}; needed to be pulled whole, as it is")
+        if files[path].bytes > _MAX_INDEX:
+            raise FailedError(
+                f"{version.name}: has {files[path].bytes:,} bytes of {path}; needed {_MAX_INDEX:,} at most"
+            )
+        tally = Tally(f"looking into {version.name}", files[path].bytes, quiet=True)
+        fetch_file(version.store, version.key(path), files[path], work / path, tally)
+    images = ImageSet.open(work)
+    if (images.fingerprint, images.classes) != (version.manifest.fingerprint, version.manifest.classes):
+        raise FailedError(f"{version.name}: {IMAGESET_JSON} is of another set than the manifest")
+    where = f"{version.store.url}/{version.key(ROWGROUPS)}"
+    shards = parse((work / ROWGROUPS).read_bytes(), where, version.manifest, images)
+    return Part(version=version, images=images, shards=shards)
+
+
+def fetch_selected(part: Part, selection: Selection, work: Path, tally: Tally) -> Iterator[tuple[str, pa.Table]]:
+    """Split and rows, as stored, of each row group with selected images, in order; only the selected rows.
+
+    The shards become files in `work` with holes where nothing was asked for; what is in them from before is used.
+    """
+    counts: Counter[tuple[str, int]] = Counter()
+
+    def wanted() -> Iterator[tuple[ShardGroups, RowGroup]]:
+        for shard, group in part.plan(selection):
+            if selection.per_class is None or counts[shard.shard.split, group.label] < selection.per_class:
+                yield shard, group
+
+    def fetch(item: tuple[ShardGroups, RowGroup]) -> tuple[ShardGroups, RowGroup]:
+        shard, group = item
+        path, key = work / shard.shard.path, part.version.key(shard.shard.path)
+        for span in (shard.footer, group.span):
+            _fetch_span(part, key, span, path, tally)
+        return item
+
+    for shard, group in in_parallel(fetch, wanted(), tally.stopped, ahead=_AHEAD):
+        path = work / shard.shard.path
+        rows = read_group(path, str(path), group)
+        if selection.min_confidence is not None:
+            rows = rows.filter(pc.greater_equal(rows[CONFIDENCE], selection.min_confidence))
+        place = (shard.shard.split, group.label)
+        if selection.per_class is not None:
+            rows = rows.slice(0, selection.per_class - counts[place])
+        counts[place] += rows.num_rows
+        if rows.num_rows:
+            yield shard.shard.split, rows
+
+
+def read_group(source: pa.NativeFile | Path, where: str, group: RowGroup) -> pa.Table:
+    """The rows of a row group. Raises FailedError when they are not as rowgroups.json says."""
+    with reading(Path(where)), pq.ParquetFile(source) as parquet:
+        if group.index >= parquet.num_row_groups:
+            raise FailedError(f"{where}: has no row group {group.index}")
+        rows = parquet.read_row_group(group.index)
+    labels = rows["label"].to_numpy() if "label" in rows.column_names else np.empty(0)
+    if len(labels) != group.rows or (labels != group.label).any():
+        raise FailedError(f"{where}: row group {group.index} is not {group.rows} images of class {group.label}")
+    return rows
+
+
+def _fetch_span(part: Part, key: str, span: Span, path: Path, tally: Tally) -> None:
+    """Write a span of an object at its place in the file `path`, unless it is there."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if not _is_there(descriptor, span):
+            place = span.offset
+            for chunk in span_chunks(part.version.store, key, span):
+                place += os.pwrite(descriptor, chunk, place)
+                tally.add(len(chunk))
+    finally:
+        os.close(descriptor)
+
+
+def _is_there(descriptor: int, span: Span) -> bool:
+    if os.fstat(descriptor).st_size < span.offset + span.bytes:
+        return False
+    digest, place, stop = hashlib.sha256(), span.offset, span.offset + span.bytes
+    while chunk := os.pread(descriptor, min(1 << 20, stop - place), place):
+        digest.update(chunk)
+        place += len(chunk)
+    return digest.hexdigest() == span.sha256

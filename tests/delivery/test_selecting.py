@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.delivery import open_store, publish, pull
+from pipeline.delivery.rowgroups import ROWGROUPS, describe, parse
+from pipeline.delivery.selecting import Selection
+from pipeline.delivery.versions import find
+from pipeline.errors import FailedError, UserError
+from pipeline.imageset import ImageSet
+
+
+@pytest.fixture
+def large(tmp_path: Path, make_images) -> ImageSet:
+    """300 images of three classes in 30 row groups, their confidence rising from 0.5 to 0.799."""
+    return make_images(tmp_path / "large", count=300)
+
+
+@pytest.fixture
+def release(url: str, large: ImageSet, description) -> str:
+    publish(open_store(url), "digits", large.root, description=description, documents={})
+    return f"{url}/digits"
+
+
+def rows(images: ImageSet) -> list[dict]:
+    """What a reader gets, without the encoding of the pixels."""
+    pixels, _ = images.arrays("train")
+    table = images.table("train").drop_columns(["image"]).to_pylist()
+    return [{**row, "pixels": image.tobytes()} for row, image in zip(table, pixels, strict=True)]
+
+
+def test_of_some_classes_every_row(release: str, large: ImageSet, tmp_path: Path) -> None:
+    found = ImageSet.open(pull(release, tmp_path / "dest", selection=Selection(classes=("two", "zero"))))
+    found.verify()
+    assert found.classes == large.classes
+    assert found.counts == {"train": (100, 0, 100)}
+    wanted = [row for row in rows(large) if row["label"] in (0, 2)]
+    assert sorted(rows(found), key=str) == sorted(wanted, key=str)
+
+
+def test_the_first_of_each_class(release: str, large: ImageSet, tmp_path: Path) -> None:
+    found = ImageSet.open(pull(release, tmp_path / "dest", selection=Selection(per_class=13)))
+    assert found.counts == {"train": (13, 13, 13)}
+    indices = {row["index"] for row in rows(found)}
+    assert indices == set(range(39))
+
+
+def test_those_of_high_confidence(release: str, large: ImageSet, tmp_path: Path) -> None:
+    found = ImageSet.open(pull(release, tmp_path / "dest", selection=Selection(min_confidence=0.75)))
+    assert {row["index"] for row in rows(found)} == set(range(250, 300))
+
+
+def test_the_first_of_high_confidence(release: str, tmp_path: Path) -> None:
+    selection = Selection(classes=("one",), per_class=5, min_confidence=0.601)
+    found = ImageSet.open(pull(release, tmp_path / "dest", selection=selection))
+    assert sorted(row["index"] for row in rows(found)) == [103, 106, 109, 112, 115]
+
+
+@pytest.mark.parametrize(
+    ("selection", "groups"),
+    [
+        (Selection(classes=("two",)), 10),
+        (Selection(per_class=10), 3),
+        (Selection(classes=("two",), per_class=25), 3),
+        (Selection(min_confidence=0.75), 6),
+    ],
+)
+def test_only_row_groups_that_may_hold_such_images_travel(
+    proxy, s3_url: str, large: ImageSet, description, tmp_path: Path, selection: Selection, groups: int
+) -> None:
+    """Counted where the requests pass: of 30 row groups, each asked for once, and its footer."""
+    publish(open_store(s3_url), "digits", large.root, description=description, documents={})
+    ranges: list[tuple[int, int]] = []
+
+    def note(number: int, method: str, path: str, headers: dict[str, str]) -> None:
+        if path.endswith(".parquet"):
+            start, stop = headers["range"].removeprefix("bytes=").split("-")
+            ranges.append((int(start), int(stop)))
+
+    proxy.fault = note
+    pull(f"{s3_url}/digits", tmp_path / "dest", selection=selection)
+    assert sum(start == 0 for start, _ in ranges) == groups
+    sizes = [shard.bytes for shard in large.shards]
+    assert sum(stop + 1 - start for start, stop in ranges) <= groups * max(sizes)
+
+
+@pytest.mark.parametrize(
+    ("selection", "said"),
+    [
+        (Selection(classes=("tow",)), "'tow' is not a class of this release; did you mean 'two'"),
+        (Selection(min_confidence=0.9), "has no image that is asked for"),
+    ],
+)
+def test_what_cannot_be_selected_is_said(release: str, tmp_path: Path, selection: Selection, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        pull(release, tmp_path / "dest", selection=selection)
+    assert not (tmp_path / "dest").exists()
+
+
+def test_a_wrong_byte_in_a_row_group_is_noticed(release: str, url: str, large: ImageSet, tmp_path: Path) -> None:
+    version, store = find(release), open_store(url)
+    key = version.key(large.shards[4].path)
+    data = bytearray(b"".join(store.chunks(key)))
+    data[100] ^= 1
+    store.delete(key)
+    store.create(key, bytes(data))
+    with pytest.raises(FailedError, match=f"{large.shards[4].path}: bytes 0 to .* are not as published"):
+        pull(release, tmp_path / "dest", selection=Selection(classes=(large.classes[4 % 3],)))
+    assert not list(tmp_path.glob("*dest*"))
+
+
+def test_a_selection_goes_on_where_it_was(proxy, s3_url: str, large: ImageSet, description, tmp_path: Path) -> None:
+    publish(open_store(s3_url), "digits", large.root, description=description, documents={})
+    last = large.shards[-1].path
+    proxy.fault = lambda number, method, path, headers: "drop" if path.endswith(last) else None
+    selection = Selection(classes=large.classes)
+    with pytest.raises(FailedError, match="did not answer"):
+        pull(f"{s3_url}/digits", tmp_path / "dest", selection=selection)
+    proxy.fault = lambda *_: None
+    proxy.log.clear()
+    found = ImageSet.open(pull(f"{s3_url}/digits", tmp_path / "dest", selection=selection))
+    assert sorted(rows(found), key=str) == sorted(rows(large), key=str)
+    asked = {path.rpartition("/")[2] for _, path in proxy.log if path.endswith(".parquet")}
+    assert asked == {last}
+
+
+def test_rowgroups_are_the_whole_file(images: ImageSet) -> None:
+    manifest = type("Listed", (), {"files": images.shards})
+    shards = parse(describe(images), "x", manifest, images)
+    for shard in shards:
+        spans = [*(group.span for group in shard.groups), shard.footer]
+        assert sum(span.bytes for span in spans) == shard.shard.bytes
+        assert spans[0].offset == 0
+    labels = [label for shard in shards for group in shard.groups for label in [group.label] * group.rows]
+    np.testing.assert_array_equal(labels, images.table("train")["label"].to_numpy())
+
+
+def change(content: dict, how: str) -> None:
+    shard = content["shards"][0]
+    group = shard["groups"][0]
+    match how:
+        case "gap":
+            shard["footer"]["offset"] += 1
+        case "elsewhere":
+            group["offset"] = -1
+        case "beyond":
+            shard["footer"]["bytes"] += 1
+        case "rows":
+            group["rows"] += 1
+        case "class":
+            group["label"] = 3
+        case "path":
+            shard["path"] = "../x"
+        case "confidence":
+            group["confidence"] = "high"
+        case "type":
+            group["bytes"] = True
+        case "shards":
+            content["shards"] = [1]
+
+
+@pytest.mark.parametrize("how", ["gap", "elsewhere", "beyond", "rows", "class", "path", "confidence", "type", "shards"])
+def test_rowgroups_that_lie_are_refused(images: ImageSet, how: str) -> None:
+    content = json.loads(describe(images))
+    change(content, how)
+    with pytest.raises(FailedError, match=r"^rowgroups\.json: "):
+        parse(json.dumps(content).encode(), ROWGROUPS, type("Listed", (), {"files": images.shards}), images)
