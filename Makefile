@@ -7,11 +7,12 @@ export DO_NOT_TRACK := 1
 # A run starts dozens of Pythons: where bytecode is not kept, each compiles Great Expectations or torch anew, for 10 s.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test lint format constraints clean
+.PHONY: help demo test bench lint format constraints clean
 
 help:
 	@echo "make demo         the whole pipeline once, on handwritten digits: a release, its grid, its numbers"
 	@echo "make test         the tests"
+	@echo "make bench        how fast training and sampling are here, in a few minutes; wants idle cores"
 	@echo "make lint         ruff, mypy, the import contracts"
 	@echo "make format       ruff's formatting and its safe corrections"
 	@echo "make constraints  compile infra/constraints.txt afresh"
@@ -21,6 +22,9 @@ demo: $(VENV)/installed-train
 
 test: $(VENV)/installed-dev
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+bench: $(VENV)/installed-dev
+	python tests/bench/speed.py
 
 lint: $(VENV)/installed-dev
 	ruff check .

@@ -9,12 +9,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.gan import game
+from pipeline.gan import family, game
 from pipeline.gan.family import ImageSpec, at_least
 from pipeline.gan.layers import LabelJoin, NoiseGenerator, ProjectionScore, ToMaps, ToVectors, doublings
 
@@ -25,7 +24,7 @@ class Config(game.Config):
 
     embedding_size: int = 32  # of the label, where it is joined to the latent
     width: int = 64  # channels at half the image's size; twice as many at each smaller size, at most 8 times
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    precision: family.Precision = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -44,6 +44,11 @@ def local_rank() -> int:
     return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
 
 
+def local_world_size() -> int:
+    """How many of the processes are on this host."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if dist.is_initialized() else 1
+
+
 def share(rows: Rows) -> Rows:
     """This process's rows of the whole batch, whose length is a multiple of the number of processes."""
     count = len(rows) // world_size()

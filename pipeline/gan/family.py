@@ -7,7 +7,7 @@ import pkgutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,16 @@ class ImageSpec:
     classes: int
 
 
+Precision = Literal["auto", "bfloat16", "float32"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The settings that every family has; `families.<name>` of params.yaml."""
 
     trains_alone: ClassVar[str] = ""  # why several processes cannot share its batches, where they cannot
 
+    precision: Precision = "auto"  # of the networks while training; auto: what this machine multiplies faster in
     learning_rate: float = 1e-3
     beta1: float = 0.0  # Adam
     beta2: float = 0.99

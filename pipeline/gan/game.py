@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Config(family.Config):
     gradient_penalty: float = 0.0  # λ, between real and generated images
     penalty_every: int = 16  # discriminator steps; the weights make up for the steps without
     augment: tuple[diffaugment.Policy, ...] = ()  # DiffAugment: color, translation, cutout
-    precision: Literal["bfloat16", "float32"] = "float32"  # of the networks while training
+    precision: family.Precision = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -89,7 +89,7 @@ class Trainer:
         if self._snapshot_is_due():
             self._take_snapshot()
             return
-        self._step()
+        self.step()
         if len(self._unsettled) >= _UNSETTLED:
             self._settle()
         if self._passed(max(1, self.total_images // CURVE_ROWS)):
@@ -105,7 +105,7 @@ class Trainer:
             return False
         return self.steps == 0 or self._passed(self.snapshot_images)
 
-    def _step(self) -> None:
+    def step(self) -> None:
         progress = Progress(step=self.steps, images_seen=self.images_seen, total_images=self.total_images)
         for player, loss in self.family.losses(self.batches.at(self.steps), progress):
             optimizer = self.optimizers[player]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import hashlib
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,7 @@ from pipeline.gan.batches import Batches
 from pipeline.gan.checkpoint import Checkpoints, locked
 from pipeline.gan.distributed import from_first
 from pipeline.gan.family import Family, Generator, ImageSpec, load_family
+from pipeline.gan.machine import fastest_precision, fastest_threads
 from pipeline.gan.model import CHUNK, Model
 from pipeline.gan.training import Snapshot, Trainer, describe_diversity
 from pipeline.imageset import ImageSet
@@ -57,14 +59,14 @@ class Params:
     batch_size: int = 64  # of all processes together
     seed: int = 0
     processes: int = 1  # that share each batch: on this machine, or as many as torchrun starts on several
-    threads: int = 1  # of each process; results are exact at one thread count, and differ between two
+    threads: int | None = None  # of each process; none: the fastest where the run begins, its bits depend on it
 
     def __post_init__(self) -> None:
         alone = load_family(self.family).Config.trains_alone
         least = {"images": 1, "snapshot_images": 1, "batch_size": 2, "seed": 0, "processes": 1, "threads": 1}
         for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name} is {getattr(self, name)}; needed at least {bound}")
+            if (value := getattr(self, name)) is not None and value < bound:
+                raise ValueError(f"{name} is {value}; needed at least {bound}")
         if self.processes > 1 and alone:
             raise ValueError(f"processes is {self.processes}; {self.family} needed 1, since {alone}")
         if self.batch_size % self.processes:
@@ -103,18 +105,21 @@ def run(document: Document) -> None:
 
 
 def _run(params: Params, config: Any, stop: Stop) -> None:
-    torch.set_num_threads(params.threads)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     real = ImageSet.open(paths.REAL / paths.IMAGESET)
+    if config.precision == "auto":
+        config = dataclasses.replace(config, precision=from_first(fastest_precision(device)))
     family = _family(params, config, real).to(device)
     inputs = _inputs(params, config, real)
     _require_those_of_the_first(inputs)
     with distributed.first_of_host():
         arrays = real.arrays("train")
     batches = Batches(*arrays, batch_size=params.batch_size, seed=params.seed, device=device)
-    train_with = partial(Trainer, family, batches, images=params.images, snapshot_images=params.snapshot_images)
+    build = partial(Trainer, batches=batches, images=params.images, snapshot_images=params.snapshot_images)
+    trial = partial(build, judge=_ask_the_first)
     if distributed.rank() > 0:
-        _help(train_with(judge=_ask_the_first), stop)
+        _set_threads(params.threads, family, trial, None)
+        _help(trial(family), stop)
         return
     model = Model(
         family=params.family,
@@ -128,10 +133,11 @@ def _run(params: Params, config: Any, stop: Stop) -> None:
         generator=family.generator,
     )
     with _state_folder(inputs) as folder:
+        _set_threads(params.threads, family, trial, folder / "threads")
         judge = SnapshotJudge(model, Judges.load(paths.FEATURES).extractor, real, folder / "grids", stop)
-        trainer = train_with(judge=judge)
+        trainer = build(family, judge=judge)
         _train(trainer, Checkpoints(folder / "checkpoints"), stop)
-        _write(trainer, judge)
+        _write(trainer, judge, inputs | {"train.threads": torch.get_num_threads()})
 
 
 def _family(params: Params, config: Any, real: ImageSet) -> Family:
@@ -141,6 +147,20 @@ def _family(params: Params, config: Any, real: ImageSet) -> Family:
         return load_family(params.family).Family(config, spec)
     except ValueError as error:
         raise UserError(f"{real.root}: {error}") from None
+
+
+def _set_threads(asked: int | None, family: Family, trial: Callable[[Family], Trainer], known: Path | None) -> None:
+    """As many as asked for, or as are fastest; the file keeps the answer of process 0 for when the run is resumed."""
+    if asked is None and known is not None and known.exists():
+        asked = int(known.read_text())
+    if (threads := from_first(asked)) is None:
+        most = from_first(max(1, len(os.sched_getaffinity(0)) // distributed.local_world_size()))
+        on_gpu = torch.cuda.is_available()  # then threads only feed it, and judge
+        threads = from_first(most if on_gpu else fastest_threads(trial(copy.deepcopy(family)).step, most))
+        if known is not None:
+            write_atomically(known, str(threads).encode())
+            _say(f"CPU threads: {threads} of {most}" + ("" if on_gpu else ", the fastest by trial"))
+    torch.set_num_threads(threads)
 
 
 class Stop:
@@ -233,8 +253,8 @@ def _help(trainer: Trainer, stop: Stop) -> None:
         sys.exit(128 + stop.signal_number)
 
 
-def _write(trainer: Trainer, judge: SnapshotJudge) -> None:
-    """The snapshot with the lowest score as out/model; curves and grids as out/training."""
+def _write(trainer: Trainer, judge: SnapshotJudge, inputs: dict[str, Any]) -> None:
+    """The snapshot with the lowest score as out/model; curves, grids and what fixed the bits as out/training."""
     best = trainer.best_snapshot
     trainer.average.load_state_dict(trainer.best)
     selection = {
@@ -253,6 +273,7 @@ def _write(trainer: Trainer, judge: SnapshotJudge) -> None:
         shutil.copytree(judge.grids, folder / "grids")
         (folder / "grids" / "samples.png").write_bytes(sample_grid(model, seed=_SEED))
         (folder / "interpolation.png").write_bytes(interpolation_strip(model, seed=_SEED))
+        (folder / _INPUTS).write_text(json.dumps(inputs, indent=2) + "\n", encoding="utf-8")
         _write_csv(folder / "curves.csv", trainer.curves)
         _write_csv(folder / "snapshots.csv", [snapshot._asdict() for snapshot in trainer.snapshots])
     _say(f"kept the generator of {best.images_seen:,} images, nearest at {best.score:.4g}: {judge.metric}")

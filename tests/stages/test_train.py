@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import os
 import random
 import re
@@ -33,7 +34,7 @@ from pipeline.stages import features, train
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS: dict[str, Any] = {
     "features": {"images_seen": 1000, "width": 4},
-    "train": {"family": "conditional", "images": 12_800, "snapshot_images": 3200, "batch_size": 16},
+    "train": {"family": "conditional", "images": 12_800, "snapshot_images": 3200, "batch_size": 16, "threads": 1},
     "families": {"conditional": {"width": 32}, "dcgan": {"width": 8}},
 }
 
@@ -202,6 +203,17 @@ def test_told_to_stop_it_keeps_its_state_and_says_how_to_go_on(workspace: Path) 
     assert not (workspace / "out/model").exists()
 
 
+def test_a_stopped_run_goes_on_with_the_threads_that_were_fastest_when_it_began(workspace: Path) -> None:
+    long = _document(images=100_000_000, threads=None)
+    with Command(workspace) as command:
+        command.start(long)
+        command.stop_midway(signal.SIGTERM)
+        command.start(long)
+        command.stop_midway(signal.SIGTERM)
+    assert len(re.findall(r"CPU threads: \d+ of \d+, the fastest by trial", command.log.read_text())) == 1
+    assert "goes on from the checkpoint" in command.log.read_text()
+
+
 def test_with_changed_settings_it_starts_afresh_and_says_what_changed(workspace: Path) -> None:
     with Command(workspace) as command:
         command.start(_document(images=100_000_000))
@@ -285,7 +297,7 @@ def test_another_number_of_processes_than_torchrun_started_is_refused(monkeypatc
 
 @pytest.mark.parametrize("family", ["conditional", "dcgan"])
 def test_the_outputs_are_whole_and_say_how_the_snapshot_was_chosen(workspace: Path, family: str) -> None:
-    train.run(_document(family=family, images=640, snapshot_images=160, threads=1))
+    train.run(_document(family=family, images=640, snapshot_images=160))
     model = Model.load(Path("out/model"))
     real = ImageSet.open(Path("out/real/imageset"))
     assert (model.classes, model.data_fingerprint, model.family) == (real.classes, real.fingerprint, family)
@@ -300,6 +312,8 @@ def test_the_outputs_are_whole_and_say_how_the_snapshot_was_chosen(workspace: Pa
     assert set(rows[0]) == {"images_seen", "discriminator_loss", "generator_loss", "real_accuracy", "fake_accuracy"}
     with Image.open("out/training/interpolation.png") as strip:
         assert strip.size == ((10 * 9 - 1) * 6, (3 * 9 - 1) * 6)
+    inputs = json.loads(Path("out/training/inputs.json").read_text())
+    assert (inputs["data"], inputs["train.threads"]) == (real.fingerprint, 1)
     grids = {path.name for path in Path("out/training/grids").iterdir()}
     assert grids == {f"{images_seen:08d}.png" for images_seen in snapshots} | {"samples.png"}
     sizes = {Image.open(io.BytesIO(path.read_bytes())).size for path in Path("out/training/grids").iterdir()}
@@ -346,7 +360,7 @@ def test_images_that_the_family_cannot_make_are_refused_before_anything_is_writt
         resize=None,
         synthetic=False,
     )
-    with pytest.raises(UserError, match=r"out/real/imageset: images are 28×28; dcgan .* power of two"):
+    with pytest.raises(UserError, match=r"out/real/imageset: images are 28×28; .*power of two"):
         train.run(_document(family="dcgan"))
     assert not Path("out/model").exists()
 

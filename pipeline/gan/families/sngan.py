@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.gan import game, objectives
+from pipeline.gan import family, game, objectives
 from pipeline.gan.family import ImageSpec, at_least
 from pipeline.gan.layers import (
     ConditionalBatchNorm2d,
@@ -41,7 +41,7 @@ class Config(game.Config):
     objective: objectives.Name = "hinge"
     discriminator_steps: int = 5
     width: int = 128  # channels of the discriminator up to 32×32, half as many at each larger size; generator: twice
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    precision: family.Precision = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,348 @@
+"""How fast training and sampling are on this machine, each beside what it is measured against: `make bench`.
+
+Both sides of a row run in one process by turns, so that what else the machine does meets both alike; a rate is the
+median of its turns, a ratio the median of the turns' ratios. `--mnist ROOT` adds the FID that both loops reach after
+the same number of images; that takes longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import datasets, transforms
+
+from pipeline.gan.batches import Batches
+from pipeline.gan.families import dcgan
+from pipeline.gan.family import Generator, ImageSpec
+from pipeline.gan.machine import fastest_precision
+from pipeline.gan.model import CHUNK, Model
+from pipeline.gan.training import Snapshot, Trainer
+from pipeline.imageset import Row, write_imageset
+from pipeline.metrics.classifier import embed, train_classifier
+from pipeline.metrics.fidelity import frechet_distance
+
+BATCH, SIZE, LATENTS = 128, 32, 100
+TURNS = 7
+TURN_SECONDS = 2.0  # of the slowest side, about
+
+PRECISION = fastest_precision(torch.device("cpu"))
+FORGELINE, TUTORIAL, BARE = f"Forgeline's trainer, {PRECISION}", "tutorial loop, float32", "bare calls of its step"
+
+Side = Callable[[int], None]  # does so many batches
+
+
+def rates(sides: dict[str, Side], images: int = BATCH) -> dict[str, list[float]]:
+    """Images a second of each side, turn by turn; a batch has so many images."""
+    slowest = 0.0
+    for side in sides.values():
+        side(2)  # builds kernels, fills caches
+        began = time.perf_counter()
+        side(2)
+        slowest = max(slowest, (time.perf_counter() - began) / 2)
+    batches = max(1, round(TURN_SECONDS / slowest))
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(TURNS):
+        for name, side in sides.items():
+            began = time.perf_counter()
+            side(batches)
+            found[name].append(images * batches / (time.perf_counter() - began))
+    return found
+
+
+def matrix_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of products of two matrices of 2048×2048."""
+    one, other = torch.randn(2, 2048, 2048).to(dtype).unbind()
+
+    def multiply(times: int) -> None:
+        for _ in range(times):
+            torch.mm(one, other)
+
+    return 2 * 2048**3 * statistics.median(rates({"": multiply}, images=1)[""])
+
+
+def new_family(width: int, channels: int) -> dcgan.Family:
+    torch.manual_seed(0)
+    config = dcgan.Config(width=width, class_conditional=False, latent_size=LATENTS, precision=PRECISION)
+    return dcgan.Family(config, ImageSpec(channels=channels, image_size=SIZE, classes=10))
+
+
+def new_trainer(images: np.ndarray, width: int, total: int = 10**9) -> Trainer:
+    batches = Batches(images, np.full(len(images), -1), batch_size=BATCH, seed=0, device=torch.device("cpu"))
+    family = new_family(width, images.shape[1])
+
+    def judge(generator: object, images_seen: int) -> Snapshot:
+        return Snapshot(images_seen, 0.0, 1.0, "")
+
+    return Trainer(family, batches, images=total, snapshot_images=total, judge=judge)
+
+
+def steps_of(trainer: Trainer) -> Side:
+    def side(steps: int) -> None:
+        for _ in range(steps):
+            trainer.advance()
+
+    return side
+
+
+class Pictures(Dataset[Tensor]):
+    """Arrays as torchvision's own data sets give them: through Pillow and transforms, one by one."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+        half = [0.5] * images.shape[1]
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(half, half)])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        tensor: Tensor = self.transform(Image.fromarray(self.images[index].transpose(1, 2, 0).squeeze()))
+        return tensor
+
+
+class Tutorial:
+    """The loop that tutorials teach: DataLoader with two workers, float32, contiguous, `.item()` in every step."""
+
+    def __init__(self, images: np.ndarray, width: int) -> None:
+        family = new_family(width, images.shape[1]).to(memory_format=torch.contiguous_format)
+        self.generator, self.discriminator = family.generator, family.discriminator
+        self.of_generator, self.of_discriminator = (
+            torch.optim.Adam(player.parameters(), lr=2e-4, betas=(0.5, 0.999))
+            for player in (self.generator, self.discriminator)
+        )
+        self.loss, self.none = nn.BCEWithLogitsLoss(), torch.full((BATCH,), -1)
+        self.batches = self._forever(Pictures(images))
+
+    def _forever(self, pictures: Pictures) -> Iterator[Tensor]:
+        loader = DataLoader(pictures, BATCH, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True)
+        while True:
+            yield from loader
+
+    def __call__(self, steps: int) -> None:
+        for real in itertools.islice(self.batches, steps):
+            self._step(real)
+
+    def _step(self, real: Tensor) -> tuple[float, ...]:
+        ones, zeros = torch.ones(BATCH), torch.zeros(BATCH)
+        self.discriminator.zero_grad()
+        scores = self.discriminator(real, self.none)
+        real_loss = self.loss(scores, ones)
+        real_loss.backward()
+        real_score = scores.mean().item()
+        fakes = self.generator(torch.randn(BATCH, LATENTS), self.none)
+        scores = self.discriminator(fakes.detach(), self.none)
+        fake_loss = self.loss(scores, zeros)
+        fake_loss.backward()
+        fake_score = scores.mean().item()
+        self.of_discriminator.step()
+        self.generator.zero_grad()
+        loss = self.loss(self.discriminator(fakes, self.none), ones)
+        loss.backward()
+        self.of_generator.step()
+        return (real_loss + fake_loss).item(), loss.item(), real_score, fake_score
+
+
+class BareCalls:
+    """The forward, backward and optimizer calls of the trainer's own step, on one batch and latents that stay."""
+
+    def __init__(self, images: Tensor, width: int) -> None:
+        self.family, self.images = new_family(width, images.shape[1]), images
+        self.parameters = {name: list(player.parameters()) for name, player in self.family.named_children()}
+        self.optimizers = {name: self.family.optimizer(name) for name in self.parameters}
+        self.latents, self.none = torch.randn(BATCH, LATENTS), torch.full((BATCH,), -1)
+        self.autocast = torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == "bfloat16")
+
+    def __call__(self, steps: int) -> None:
+        generator, discriminator, objective = self.family.generator, self.family.discriminator, self.family.objective
+        for _ in range(steps):
+            with self.autocast:
+                fakes = generator(self.latents, self.none).to(self.images.dtype)
+                real_scores = discriminator(self.images, self.none)
+                fake_scores = discriminator(fakes.detach(), self.none)
+            self._update("discriminator", objective.discriminator(real_scores, fake_scores))
+            with self.autocast:
+                fake_scores = discriminator(fakes, self.none)
+            self._update("generator", objective.generator(real_scores.detach(), fake_scores))
+
+    def _update(self, player: str, loss: Tensor) -> None:
+        self.optimizers[player].zero_grad()
+        torch.autograd.backward(loss, inputs=self.parameters[player])
+        self.optimizers[player].step()
+
+
+class Report:
+    """The table, row by row, and what there is to say below it."""
+
+    def __init__(self) -> None:
+        self.table = Table("", "measured", "beside", "images a second", "", "ratio (of turns)", "demanded", box=None)
+        self.notes: list[str] = []
+
+    def add(self, what: str, one: str, other: str, found: dict[str, list[float]], demanded: str) -> None:
+        ratios = sorted(ours / theirs for ours, theirs in zip(found[one], found[other], strict=True))
+        medians = [f"{statistics.median(found[side]):,.0f}" for side in (one, other)]
+        ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+        self.table.add_row(what, one, other, *medians, ratio, demanded)
+
+
+def training(report: Report, images: np.ndarray, matrix_rates: dict[str, float]) -> None:
+    """The trainer beside the tutorial's loop, and beside the bare calls of its own step."""
+    for width, demanded in {64: "1.6, wanted 2", 32: "1.8"}.items():
+        trainer = new_trainer(images, width)
+        sides: dict[str, Side] = {FORGELINE: steps_of(trainer), TUTORIAL: Tutorial(images, width)}
+        found = rates(sides)
+        report.add(f"dcgan, width {width}", FORGELINE, TUTORIAL, found, demanded)
+        for name, precision in {FORGELINE: PRECISION, TUTORIAL: "float32"}.items():
+            with FlopCounterMode(display=False) as counter:
+                sides[name](1)
+            of_image = counter.get_total_flops() / BATCH
+            reached = of_image * statistics.median(found[name]) / matrix_rates[precision]
+            report.notes.append(
+                f"width {width}, {name}: {of_image / 1e6:.0f} MFLOP an image, {reached:.0%} of the matrix rate"
+            )
+        found = rates({FORGELINE: sides[FORGELINE], BARE: BareCalls(trainer.batches.at(0).images, width)})
+        report.add(f"dcgan, width {width}", FORGELINE, BARE, found, "0.95")
+
+
+def model_of(generator: Generator, channels: int) -> Model:
+    return Model(
+        family="dcgan",
+        config=None,
+        classes=("all",),
+        channels=channels,
+        image_size=SIZE,
+        images_seen=0,
+        data_fingerprint="",
+        selection={},
+        generator=generator.eval().requires_grad_(False),
+    )
+
+
+def sampling(report: Report, width: int, channels: int) -> None:
+    """Sampling beside the bare generator, without and with what writes the images."""
+    generator = new_family(width, channels).generator
+    model = model_of(generator, channels)
+    latents, none = torch.randn(CHUNK, LATENTS), torch.full((CHUNK,), -1)
+    drawn, _ = model.sample(seed=0, start=0, count=CHUNK)
+
+    @torch.no_grad()
+    def bare(chunks: int) -> None:
+        for _ in range(chunks):
+            generator(latents, none)
+
+    def sample(chunks: int) -> None:
+        model.sample(seed=0, start=0, count=chunks * CHUNK)
+
+    def write(images: np.ndarray) -> None:
+        rows = (
+            Row(split="train", label=0, image=each, path=f"{i}.png", provenance={}) for i, each in enumerate(images)
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            write_imageset(
+                Path(folder), rows, classes=("all",), source={"kind": "generator"}, resize=None, synthetic=True
+            )
+
+    def sample_and_write(chunks: int) -> None:
+        write(model.sample(seed=0, start=0, count=chunks * CHUNK)[0])
+
+    def write_only(chunks: int) -> None:
+        write(np.concatenate([drawn] * chunks))
+
+    sampled, shards, alone, bare_name = "samples", "samples into shards", "shards alone", "bare generator, float32"
+    found = rates({sampled: sample, shards: sample_and_write, alone: write_only, bare_name: bare}, images=CHUNK)
+    report.add(f"dcgan, width {width}", sampled, bare_name, found, "0.9")
+    report.add(f"dcgan, width {width}", shards, bare_name, found, "0.9 where the CPU allows")
+    report.add(f"dcgan, width {width}", alone, bare_name, found, "")
+
+
+def quality(console: Console, root: Path, images_seen: int) -> None:
+    """The FID in features of an in-domain classifier that both loops reach after the same number of MNIST images."""
+    real, labels = mnist(root, train=True)
+    held_out, _ = mnist(root, train=False)
+    extractor = train_classifier(real, labels, classes=10, seed=1, images_seen=100_000)
+    reference = embed(extractor, held_out)
+    console.print(
+        f"MNIST at {SIZE}×{SIZE}, dcgan of width 64 after {images_seen:,} images; FID of {len(held_out):,} samples"
+    )
+    console.print("to the test images in features of an in-domain classifier;")
+    floor = frechet_distance(embed(extractor, real[: len(held_out)]), reference)
+    console.print(f"as many training images: {floor:.3f}")
+    trainer, tutorial = new_trainer(real, 64, images_seen), Tutorial(real, 64)
+
+    def forgeline() -> Generator:
+        while not trainer.finished:
+            trainer.advance()
+
+        return trainer.average
+
+    def loop() -> Generator:
+        tutorial(trainer.total_images // BATCH)
+        return tutorial.generator
+
+    for name, run in {FORGELINE: forgeline, TUTORIAL: loop}.items():
+        began = time.perf_counter()
+        generator = run()
+        seconds = time.perf_counter() - began
+        images, _ = model_of(generator, 1).sample(seed=0, start=0, count=len(held_out))
+        console.print(f"{name}: {frechet_distance(embed(extractor, images), reference):.3f} after {seconds:,.0f} s")
+
+
+def mnist(root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (N, 1, 32, 32) and labels."""
+    found = datasets.MNIST(str(root), train=train, download=True)
+    large = F.interpolate(found.data[:, None].float(), SIZE, mode="bilinear", antialias=True)
+    return large.round().to(torch.uint8).numpy(), found.targets.numpy()
+
+
+def hardware() -> str:
+    """The machine in a line."""
+    info = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in info.items()}
+    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in fields.get("flags", "").split()]
+    return (
+        f"{fields.get('model name', 'a CPU')} ({', '.join(wide)}), {torch.get_num_threads()} threads on as many cores, "
+        f"load {os.getloadavg()[0]:.1f} when it began; torch {torch.__version__}"
+    )
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__)
+    words.add_argument("--mnist", metavar="ROOT", type=Path, help="where torchvision keeps MNIST")
+    words.add_argument("--images", type=int, default=200_000, help="that both loops see of it")
+    asked = words.parse_args()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    console = Console(width=150, highlight=False)
+    console.print(hardware())
+    matrix_rates = {name: matrix_rate(getattr(torch, name)) for name in ("float32", "bfloat16")}
+    for name, rate in matrix_rates.items():
+        console.print(f"products of 2048×2048 matrices in {name}: {rate / 1e9:,.0f} GFLOP/s")
+    console.print(f"batches of {BATCH} random images, uint8 3×{SIZE}×{SIZE}; medians of {TURNS} turns\n")
+    report = Report()
+    images = np.random.default_rng(0).integers(0, 256, (10_000, 3, SIZE, SIZE), np.uint8)
+    training(report, images, matrix_rates)
+    sampling(report, 64, 3)
+    console.print(report.table)
+    for note in report.notes:
+        console.print(note)
+    if asked.mnist:
+        console.print()
+        quality(console, asked.mnist, asked.images)
+
+
+if __name__ == "__main__":
+    main()
