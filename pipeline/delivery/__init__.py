@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.delivery.description import Description, Lineage, Metric
+    from pipeline.delivery.opening import Release, mix, open_release
     from pipeline.delivery.pulling import pull, verify
     from pipeline.delivery.release import Published, publish
     from pipeline.delivery.stores import Promises, check, open_store
@@ -16,10 +17,13 @@ __all__ = [
     "Metric",
     "Promises",
     "Published",
+    "Release",
     "ReleaseInfo",
     "check",
     "find",
     "list_releases",
+    "mix",
+    "open_release",
     "open_store",
     "publish",
     "pull",
@@ -27,6 +31,7 @@ __all__ = [
 ]
 _HOMES = {
     "description": ("Description", "Lineage", "Metric"),
+    "opening": ("Release", "mix", "open_release"),
     "pulling": ("pull", "verify"),
     "release": ("Published", "publish"),
     "stores": ("Promises", "check", "open_store"),

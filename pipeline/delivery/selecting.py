@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -134,7 +135,7 @@ def fetch_selected(part: Part, selection: Selection, work: Path, tally: Tally) -
             yield shard.shard.split, rows
 
 
-def read_group(source: pa.NativeFile | Path, where: str, group: RowGroup) -> pa.Table:
+def read_group(source: io.RawIOBase | Path, where: str, group: RowGroup) -> pa.Table:
     """The rows of a row group. Raises FailedError when they are not as rowgroups.json says."""
     with reading(Path(where)), pq.ParquetFile(source) as parquet:
         if group.index >= parquet.num_row_groups:

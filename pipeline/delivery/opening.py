@@ -1,0 +1,253 @@
+"""A release in Python: as arrays, as a dataset for a training loop, or streamed from the store while it trains."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.delivery.fetching import Span, span_chunks
+from pipeline.delivery.manifest import MANIFEST
+from pipeline.delivery.parallel import in_parallel
+from pipeline.delivery.pulling import pull
+from pipeline.delivery.rowgroups import RowGroup, ShardGroups
+from pipeline.delivery.selecting import Part, open_part, read_group
+from pipeline.delivery.stores import Store, open_store
+from pipeline.delivery.versions import find
+from pipeline.errors import FailedError, UserError
+from pipeline.imageset import ImageSet, png
+
+_MIXED = 16  # row groups, of a class each, whose images a stream shuffles together
+
+
+class Dataset(Protocol):
+    """What a torch DataLoader, or a loop over indices, takes images from."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """One version, pinned when it was opened: a channel that moves meanwhile changes nothing.
+
+    An item is an image, uint8 (C, H, W), and its label: a torch tensor where torch is installed, else a numpy array.
+    """
+
+    url: str
+    part: Part
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the labels."""
+        return self.part.images.classes
+
+    def pulled(self) -> ImageSet:
+        """The whole set, fetched once into releases/ of $FORGELINE_CACHE, or else of ~/.cache/forgeline."""
+        cache = Path(os.environ.get("FORGELINE_CACHE") or Path.home() / ".cache" / "forgeline")
+        manifest = self.part.version.manifest
+        folder = cache / "releases" / manifest.name / manifest.version
+        there = folder / MANIFEST
+        if not there.is_file() or there.read_bytes() != self.part.version.data:
+            pull(self.url, folder, yanked=True)  # it was insisted on, or is not yanked
+        return ImageSet.open(folder)
+
+    def arrays(self, split: str = "train") -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images, uint8 (N, C, H, W), memory-mapped and read-only, and labels, int64 (N,)."""
+        return self.pulled().arrays(split)
+
+    def dataset(self, split: str = "train") -> Dataset:
+        """Items by index, from this machine's cache; a torch Dataset where torch is installed."""
+        images, labels = self.arrays(split)
+        if _has_torch():
+            from pipeline.delivery.tensors import TensorDataset
+
+            return TensorDataset(images, labels)
+        return Arrays(images, labels)
+
+    def stream(self, split: str = "train", *, seed: int | None = None) -> Any:
+        """Items as they come from the store, nothing kept; a torch IterableDataset where torch is installed.
+
+        Each goes to one worker of one rank. `seed` shuffles, another way after `set_epoch`; None is the set's order.
+        """
+        self.part.images.shards_of(split)
+        groups = [(shard, group) for shard in self.part.shards if shard.shard.split == split for group in shard.groups]
+        stream = Stream(self.url, groups, self.part.images.shape, seed)
+        if _has_torch():
+            from pipeline.delivery.tensors import TensorStream
+
+            return TensorStream(stream)
+        return stream
+
+
+class Arrays:
+    """Images and labels in memory, or memory-mapped, as items."""
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        return np.array(self.images[index]), int(self.labels[index])
+
+
+class Stream:
+    """The images of some row groups from the store, each checked against its sha256; a process opens the store anew."""
+
+    def __init__(
+        self, url: str, groups: list[tuple[ShardGroups, RowGroup]], shape: tuple[int, int, int], seed: int | None
+    ) -> None:
+        self.base, _, last = url.rpartition("/")
+        self.folder = last.replace("@", "/v=")
+        self.groups, self.shape, self.seed, self.epoch = groups, shape, seed, 0
+
+    def __len__(self) -> int:
+        return sum(group.rows for _, group in self.groups)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle another way from the next iteration on."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], int]]:
+        return self.consume(0, 1)
+
+    def consume(self, consumer: int, consumers: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
+        """What consumer number `consumer` of so many gets: together they get every image once."""
+        order = self._shuffled(0, len(self.groups))[consumer::consumers]
+        store, footers = open_store(self.base), _Footers()
+        stopped = threading.Event()
+
+        def fetch(number: int) -> NDArray[np.uint8]:
+            return self._decode(store, footers, *self.groups[number])
+
+        fetched = in_parallel(fetch, order.tolist(), stopped, ahead=2 * _MIXED)
+        for start in range(0, len(order), _MIXED):
+            window = order[start : start + _MIXED]
+            parts = [next(fetched) for _ in window]
+            labels = [self.groups[number][1].label for number in window for _ in range(self.groups[number][1].rows)]
+            pixels = np.concatenate(parts)
+            for place in self._shuffled(1 + consumer + consumers * start, len(pixels)):
+                yield pixels[place], labels[place]
+
+    def _shuffled(self, what: int, count: int) -> NDArray[np.int64]:
+        if self.seed is None:
+            return np.arange(count)
+        return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, what, self.epoch])).permutation(count)
+
+    def _decode(self, store: Store, footers: _Footers, shard: ShardGroups, group: RowGroup) -> NDArray[np.uint8]:
+        key = f"{self.folder}/{shard.shard.path}"
+        where = f"{store.url}/{key}"
+        spans = {shard.footer: footers.read(store, key, shard.footer)}
+        spans[group.span] = b"".join(span_chunks(store, key, group.span))
+        rows = read_group(_Sparse(spans), where, group)
+        pixels = np.empty((group.rows, *self.shape), np.uint8)
+        for row, data in enumerate(rows["image"].combine_chunks().field("bytes").fill_null(b"").to_pylist()):
+            try:
+                pixels[row] = png.decode(data, self.shape)
+            except ValueError as error:
+                raise FailedError(f"{where}: image {row} of row group {group.index} {error}") from None
+        return pixels
+
+
+class _Footers:
+    """The footers of shards, each fetched once."""
+
+    def __init__(self) -> None:
+        self._lock, self._found = threading.Lock(), dict[str, bytes]()
+
+    def read(self, store: Store, key: str, span: Span) -> bytes:
+        with self._lock:
+            if key not in self._found:
+                self._found[key] = b"".join(span_chunks(store, key, span))
+            return self._found[key]
+
+
+class _Sparse(io.RawIOBase):
+    """A file of which only some spans are there, and zeros elsewhere: Parquet also reads some of what it need not."""
+
+    def __init__(self, spans: dict[Span, bytes]) -> None:
+        self._spans, self._place = spans, 0
+        self._size = max(span.offset + span.bytes for span in spans)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        self._place = start + offset
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def read(self, size: int = -1) -> bytes:
+        stop = self._size if size < 0 else min(self._place + size, self._size)
+        found = bytearray(max(0, stop - self._place))
+        for span, data in self._spans.items():
+            first, last = max(self._place, span.offset), min(stop, span.offset + span.bytes)
+            if first < last:
+                found[first - self._place : last - self._place] = data[first - span.offset : last - span.offset]
+        self._place += len(found)
+        return bytes(found)
+
+
+class Mixture:
+    """Real and synthetic items in one dataset, in an order that mixes them."""
+
+    def __init__(self, real: Dataset, synthetic: Dataset, places: NDArray[np.int64]) -> None:
+        self.real, self.synthetic, self.places = real, synthetic, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Any:
+        place = int(self.places[index])
+        return self.real[place] if place < len(self.real) else self.synthetic[place - len(self.real)]
+
+
+def open_release(url: str, *, yanked: bool = False) -> Release:
+    """Open URL/NAME, URL/NAME@VERSION or URL/NAME@CHANNEL; only what describes it is fetched.
+
+    Raises UserError when there is none, or it was yanked and `yanked` does not insist.
+    """
+    version = find(url)
+    if not yanked:
+        version.check_not_yanked()
+    with TemporaryDirectory(prefix="forgeline-") as folder:
+        part = open_part(version, Path(folder))
+    return Release(url=f"{version.store.url}/{version.name}", part=part)
+
+
+def mix(real: Dataset, synthetic: Dataset, ratio: float, *, seed: int = 0) -> Mixture:
+    """All real items and so many synthetic ones that these are the share `ratio` of all, as `utility` counts it.
+
+    The synthetic ones are drawn by `seed`, none twice. Raises ValueError for a ratio outside [0, 1), UserError when
+    there are too few.
+    """
+    if not 0 <= ratio < 1:
+        raise ValueError(f"ratio is {ratio}; needed the share of synthetic images, at least 0 and below 1")
+    wanted = round(len(real) * ratio / (1 - ratio))
+    if wanted > len(synthetic):
+        raise UserError(f"a share of {ratio:g} needs {wanted:,} synthetic images; found {len(synthetic):,}")
+    random = np.random.default_rng(seed)
+    drawn = len(real) + random.permutation(len(synthetic))[:wanted]
+    return Mixture(real, synthetic, random.permutation(np.concatenate([np.arange(len(real)), drawn])))
+
+
+def _has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None

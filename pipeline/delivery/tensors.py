@@ -1,0 +1,46 @@
+"""A release for torch: imported only where torch is installed. Tensors are uint8; the training loop scales them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from pipeline.delivery.opening import Arrays, Stream
+
+
+class TensorDataset(Dataset[tuple[Tensor, int]]):
+    """Items by index: an image, uint8 (C, H, W), and its label."""
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        self.items = Arrays(images, labels)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.items[index]
+        return torch.from_numpy(image), label
+
+
+class TensorStream(IterableDataset[tuple[Tensor, int]]):
+    """Items from the store; every image goes to one worker of one rank."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle another way from the next iteration on."""
+        self.stream.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        grouped = distributed.is_available() and distributed.is_initialized()
+        rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
+        for image, label in self.stream.consume(rank * workers + number, ranks * workers):
+            yield torch.from_numpy(image), label

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from pipeline.delivery import mix, open_release, open_store, publish
+from pipeline.delivery.keeping import yank
+from pipeline.delivery.opening import Stream
+from pipeline.errors import FailedError, UserError
+from pipeline.imageset import ImageSet
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORGELINE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def large(tmp_path: Path, make_images) -> ImageSet:
+    return make_images(tmp_path / "large", count=300)
+
+
+@pytest.fixture
+def release(url: str, large: ImageSet, description) -> str:
+    publish(open_store(url), "digits", large.root, description=description, documents={})
+    return f"{url}/digits"
+
+
+def contents(items) -> list[tuple[int, bytes]]:
+    return [(int(label), np.asarray(image).tobytes()) for image, label in items]
+
+
+def expected(images: ImageSet) -> list[tuple[int, bytes]]:
+    return contents(zip(*images.arrays("train"), strict=True))
+
+
+def test_a_dataset_has_every_image(release: str, large: ImageSet) -> None:
+    dataset = open_release(release).dataset("train")
+    assert contents(dataset[index] for index in range(len(dataset))) == expected(large)
+    images, labels = next(iter(DataLoader(dataset, batch_size=4)))
+    assert (images.dtype, images.shape, labels.dtype) == (torch.uint8, (4, 1, 8, 8), torch.int64)
+
+
+def test_a_stream_in_order_has_every_image(release: str, large: ImageSet) -> None:
+    stream = open_release(release).stream("train")
+    assert isinstance(stream, IterableDataset)
+    assert contents(stream) == expected(large)
+
+
+def test_a_seed_shuffles_always_the_same_way(release: str, large: ImageSet) -> None:
+    opened = open_release(release)
+    first, again, other = (contents(opened.stream(seed=seed)) for seed in (1, 1, 2))
+    assert first == again
+    assert sorted(first) == sorted(other) == sorted(expected(large))
+    assert first not in (other, expected(large))
+    assert len({label for label, _ in first[:20]}) == 3
+    stream = opened.stream(seed=1)
+    stream.set_epoch(1)
+    assert contents(stream) != first
+
+
+def test_workers_share_the_images(release: str, large: ImageSet) -> None:
+    """In real worker processes."""
+    loader = DataLoader(open_release(release).stream(seed=3), batch_size=None, num_workers=2)
+    assert sorted(contents(loader)) == sorted(expected(large))
+
+
+@pytest.mark.parametrize("consumers", [2, 7, 50])
+def test_consumers_share_the_images(release: str, large: ImageSet, consumers: int) -> None:
+    stream: Stream = open_release(release).stream(seed=3).stream
+    found = [contents(stream.consume(number, consumers)) for number in range(consumers)]
+    assert sorted(item for each in found for item in each) == sorted(expected(large))
+
+
+def test_a_stream_that_is_left_early_stops_fetching(proxy, s3_url: str, large: ImageSet, description) -> None:
+    publish(open_store(s3_url), "digits", large.root, description=description, documents={})
+    proxy.log.clear()
+    stream = iter(open_release(f"{s3_url}/digits").stream())
+    next(stream)
+    stream.close()
+    asked = len(proxy.log)
+    assert asked < 300
+    assert len(proxy.log) == asked
+
+
+def test_a_wrong_byte_never_comes_out_of_a_stream(release: str, url: str, large: ImageSet) -> None:
+    opened = open_release(release)
+    key = opened.part.version.key(large.shards[20].path)
+    data = bytearray(b"".join(open_store(url).chunks(key)))
+    data[200] ^= 1
+    open_store(url).delete(key)
+    open_store(url).create(key, bytes(data))
+    right, found = expected(large), []
+    stream = opened.stream()
+    with pytest.raises(FailedError, match="are not as published"):
+        found.extend((label, np.asarray(image).tobytes()) for image, label in stream)
+    assert found == right[: len(found)]
+
+
+def test_an_opened_release_is_pinned(
+    url: str, release: str, large: ImageSet, tmp_path: Path, make_images, description
+) -> None:
+    opened = open_release(release)
+    other = make_images(tmp_path / "other", 9)
+    publish(open_store(url), "digits", other.root, description=description, documents={})
+    assert contents(opened.stream()) == expected(large)
+    assert len(open_release(release).dataset()) == 24
+
+
+def test_a_yanked_release_is_not_opened(release: str) -> None:
+    yank(release, why="a mistake")
+    with pytest.raises(UserError, match="a mistake"):
+        open_release(release)
+    assert len(open_release(release, yanked=True).dataset()) == 300
+
+
+def test_an_unknown_split_is_said(release: str) -> None:
+    with pytest.raises(UserError, match="has no split 'test'"):
+        open_release(release).stream("test")
+
+
+@pytest.mark.parametrize(("ratio", "synthetic"), [(0.0, 0), (0.3, 4), (0.5, 10), (0.75, 30)])
+def test_a_mixture_has_all_real_and_its_share_of_synthetic(ratio: float, synthetic: int) -> None:
+    mixture = mix(list(range(10)), list(range(100, 150)), ratio)
+    found = [mixture[index] for index in range(len(mixture))]
+    assert sorted(item for item in found if item < 100) == list(range(10))
+    assert len({item for item in found if item >= 100}) == synthetic == len(found) - 10
+
+
+def test_a_mixture_needs_enough_synthetic_items() -> None:
+    with pytest.raises(UserError, match=r"a share of 0\.9 needs 90 synthetic images; found 50"):
+        mix(list(range(10)), list(range(50)), 0.9)
+    with pytest.raises(ValueError, match="ratio is 1"):
+        mix([1], [2], 1)
+
+
+WITHOUT_TORCH = """
+import importlib.abc, sys
+class No(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "prefect", "dvc", "great_expectations", "pandas", "ruamel", "sklearn"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, No())
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "torch" else real(name, package)
+from pipeline.delivery import open_release
+release = open_release(sys.argv[1])
+images, labels = release.arrays()
+(image, label), *_ = release.stream()
+print(type(image).__name__, images.shape, len(release.dataset()), sorted(set(sys.modules) & {"torch", "prefect"}))
+"""
+
+
+def test_without_torch_there_are_arrays(release: str, tmp_path: Path) -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, release], capture_output=True, text=True, check=True
+    ).stdout
+    assert said == "ndarray (300, 1, 8, 8) 300 []\n"
