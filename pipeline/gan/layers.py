@@ -19,6 +19,12 @@ def doublings(spec: ImageSpec) -> int:
     return size.bit_length() - 3
 
 
+def channels_by_size(spec: ImageSpec, width: int, max_width: int) -> list[int]:
+    """Channels at each size from 4×4 to the images': `width` there, doubled at each smaller size up to `max_width`."""
+    largest = doublings(spec)
+    return [min(max_width, width << (largest - level)) for level in range(largest + 1)]
+
+
 class NoiseGenerator(Generator):
     """A generator of images from latents (B, latent_size) and labels (B,); its subclass gives `forward`."""
 

@@ -64,3 +64,13 @@ wasserstein = Objective(lambda real, fake: fake.mean() - real.mean(), lambda rea
 relativistic = Objective(
     lambda real, fake: F.softplus(fake - real).mean(), lambda real, fake: F.softplus(real - fake).mean(), None
 )
+
+
+def with_drift(objective: Objective, weight: float) -> Objective:
+    """The objective with weight·E[D(x)²] of real images, which holds scores near 0 that only differences form.
+
+    Karras et al. 2018 (progressive growing), appendix A.1.
+    """
+    return objective._replace(
+        discriminator=lambda real, fake: objective.discriminator(real, fake) + weight * real.square().mean()
+    )

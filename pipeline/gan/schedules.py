@@ -27,3 +27,12 @@ def ema_decay(images_seen: int, batch_images: int, halflife_images: float, ramp:
     """
     halflife = min(halflife_images, images_seen * ramp)
     return 0.5 ** (batch_images / halflife) if halflife > 0 else 0.0
+
+
+def growth(images_seen: int, total_images: int, last: int, until: float) -> float:
+    """A level from 0 to `last`, reached at the share `until` of the run: whole while it stays, in between as it fades.
+
+    Every level stays as long as the next takes to fade in. Karras et al. 2018 (progressive growing), appendix A.
+    """
+    stays_and_fades = 2 * last * images_seen / (until * total_images)
+    return min(float(last), stays_and_fades // 2 + max(0.0, stays_and_fades % 2 - 1))

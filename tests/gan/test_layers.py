@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from pipeline.gan.batches import StepDraws
+from pipeline.gan.family import ImageSpec
 from pipeline.gan.layers import (
     ConditionalBatchNorm2d,
     LabelJoin,
@@ -15,6 +16,7 @@ from pipeline.gan.layers import (
     SpectralNorm,
     ToMaps,
     ToVectors,
+    channels_by_size,
     dropout,
 )
 
@@ -113,3 +115,13 @@ def test_vectors_and_maps_turn_into_each_other_without_a_copy() -> None:
     back = ToVectors()(maps)
     assert torch.equal(back, vectors)
     assert maps.data_ptr() == back.data_ptr() == vectors.data_ptr()
+
+
+def test_channels_double_down_to_4x4_up_to_their_bound() -> None:
+    def channels(size: int) -> list[int]:
+        return channels_by_size(ImageSpec(channels=3, image_size=size, classes=2), 16, 100)
+
+    assert channels(8) == [32, 16]
+    assert channels(64) == [100, 100, 64, 32, 16]
+    with pytest.raises(ValueError, match="96×96; needed a power of two from 8 to 256"):
+        channels(96)

@@ -89,3 +89,11 @@ def test_without_a_boundary_only_differences_of_scores_count(name: str) -> None:
     real, fake = torch.tensor(REAL), torch.tensor(FAKE)
     loss, shifted = objective.discriminator(real, fake), objective.discriminator(real + 3, fake + 3)
     assert torch.isclose(loss, shifted).item() == (objective.boundary is None)
+
+
+def test_drift_adds_the_mean_square_of_real_scores_to_the_discriminators_loss_alone() -> None:
+    real, fake = torch.tensor(REAL), torch.tensor(FAKE)
+    drifting = objectives.with_drift(objectives.wasserstein, 0.1)
+    added = drifting.discriminator(real, fake) - objectives.wasserstein.discriminator(real, fake)
+    assert added.item() == pytest.approx(0.1 * sum(score**2 for score in REAL) / len(REAL))
+    assert drifting.generator(real, fake) == objectives.wasserstein.generator(real, fake)

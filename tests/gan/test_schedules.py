@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.gan.schedules import cosine, ema_decay, linear_fall
+from pipeline.gan.schedules import cosine, ema_decay, growth, linear_fall
 
 
 @pytest.mark.parametrize(("seen", "factor"), [(0, 1.0), (500, 1.0), (750, 0.5), (900, 0.2), (1000, 0.0), (1063, 0.0)])
@@ -15,6 +15,13 @@ def test_the_fall_is_flat_then_straight_to_zero(seen: int, factor: float) -> Non
 @pytest.mark.parametrize(("seen", "value"), [(0, 4.0), (100, 3.5), (150, 3.0), (300, 2.0), (301, 2.0), (1000, 2.0)])
 def test_the_cosine_leaves_and_arrives_flat(seen: int, value: float) -> None:
     assert cosine(seen, 1000, begin=4.0, end=2.0, until=0.3) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("seen", "level"), [(0, 0), (100, 0), (150, 0.5), (200, 1), (300, 1), (375, 1.75), (400, 2), (401, 2), (1000, 2)]
+)
+def test_growth_stays_at_a_level_as_long_as_it_fades_to_the_next(seen: int, level: float) -> None:
+    assert growth(seen, 1000, last=2, until=0.4) == pytest.approx(level)
 
 
 def test_after_one_halflife_half_of_the_old_average_is_left() -> None:
