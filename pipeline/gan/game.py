@@ -13,9 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.gan import diffaugment, family, objectives, penalties
+from pipeline.gan import ada, diffaugment, family, objectives, penalties
 from pipeline.gan.batches import Batch, Draws
-from pipeline.gan.distributed import all_mean
+from pipeline.gan.distributed import all_mean, world_size
 from pipeline.gan.family import Generator, Progress, at_least
 
 
@@ -35,6 +35,9 @@ class Config(family.Config):
     gradient_penalty: float = 0.0  # λ, between real and generated images
     penalty_every: int = 16  # discriminator steps; the weights make up for the steps without
     augment: tuple[diffaugment.Policy, ...] = ()  # DiffAugment: color, translation, cutout
+    transformations: tuple[ada.Transformation, ...] = ()  # flip, rotate90, translation, scaling, rotation, color
+    transformation_probability: float | None = None  # of each of them; without one it adapts (ADA)
+    ada_target: float = 0.6  # of E[sign D(real)], to which it adapts
     precision: family.Precision = "float32"
 
     def __post_init__(self) -> None:
@@ -47,6 +50,18 @@ class Config(family.Config):
             raise ValueError(
                 f"label_smoothing is {self.label_smoothing}; needed 0 with the {self.objective} objective, "
                 "whose scores are not probabilities"
+            )
+        if self.augment and self.transformations:
+            raise ValueError("transformations are given; needed none beside augment, which is the other way to do it")
+        probability = self.transformation_probability
+        if probability is not None and not 0 <= probability <= 1:
+            raise ValueError(f"transformation_probability is {probability}; needed from 0 to 1")
+        if not -1 < self.ada_target < 1:
+            raise ValueError(f"ada_target is {self.ada_target}; needed between -1 and 1")
+        if self.transformations and probability is None and getattr(objectives, self.objective).boundary is None:
+            raise ValueError(
+                f"transformation_probability is None; needed one with the {self.objective} objective, "
+                "whose scores have no sign to adapt to"
             )
         bound = self.lipschitz or self.r1_gamma or self.r2_gamma or self.gradient_penalty
         if self.objective == "wasserstein" and not bound:
@@ -61,14 +76,19 @@ class Family(family.Family):
 
     config: Config
     discriminator: nn.Module
+    strength: Tensor  # the probability of each transformation
 
     def __init__(self, config: Config, generator: Generator, discriminator: nn.Module) -> None:
         super().__init__()
         self.config, self.generator, self.discriminator = config, generator, discriminator
         self.objective: objectives.Objective = getattr(objectives, config.objective)
+        if config.transformations:
+            self.register_buffer("strength", torch.tensor(config.transformation_probability or 0.0))
 
     def augment(self, images: Tensor, draws: Draws) -> Tensor:
         """What the discriminator is shown instead of these images, real or generated."""
+        if self.config.transformations:
+            return ada.augment(images, self.config.transformations, self.strength, draws)
         return diffaugment.augment(images, self.config.augment, draws)
 
     def score(self, images: Tensor, like: Batch) -> Tensor:
@@ -95,6 +115,10 @@ class Family(family.Family):
         if often := penalties.lazy(progress.step, config.penalty_every):
             loss = loss + often * self._penalty(images, fakes, real, progress)
         self._chart(progress, real_scores, fake_scores)
+        if config.transformations and objective.boundary is not None and config.transformation_probability is None:
+            over, images_seen = real_scores - objective.boundary, len(real.images) * world_size()
+            self.strength.copy_(ada.adapted(self.strength, over, config.ada_target, images_seen))
+            progress.charts["strength"] = self.strength.clone()
         yield "discriminator", loss
 
         if generator_steps:

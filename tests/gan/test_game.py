@@ -95,6 +95,54 @@ def test_what_is_augmented_is_what_the_discriminator_sees_real_and_generated() -
     assert losses == pytest.approx({"discriminator": 2 * math.log(2), "generator": math.log(2)})
 
 
+def test_the_strength_of_transformations_adapts_to_real_scores_against_the_boundary() -> None:
+    for slope, objective, strength in (
+        (1.0, "non_saturating", 4 / 500_000),  # all real images score above 0: 4 of the 500,000 images from 0 to 1
+        (-1.0, "non_saturating", 0.0),
+        (0.1, "least_squares", 0.0),  # above 0, but below 1/2
+    ):
+        config = Config(objective=objective, transformations=("flip",), ada_target=0.6)  # type: ignore[arg-type]
+        family = game.Family(config, _Generator(), _Discriminator())
+        with torch.no_grad():
+            family.discriminator.slope.fill_(slope)  # type: ignore[operator,union-attr]
+        next(family.losses(_batch(), _progress()))
+        assert family.strength.item() == pytest.approx(strength)
+        assert family.state_dict()["strength"] == family.strength  # so in checkpoints
+
+
+def test_transformations_of_a_given_probability_keep_it() -> None:
+    config = Config(transformations=("flip", "color"), transformation_probability=0.3)
+    family = game.Family(config, _Generator(), _Discriminator())
+    list(family.losses(_batch(), _progress()))
+    assert family.strength.item() == pytest.approx(0.3)
+
+
+def test_real_and_generated_images_are_transformed_alike() -> None:
+    shown: list[Tensor] = []
+
+    class Watched(game.Family):
+        def score(self, images: Tensor, like: Batch) -> Tensor:
+            shown.append(images.detach())
+            return super().score(images, like)
+
+    class Same(NoiseGenerator):
+        def __init__(self) -> None:
+            super().__init__(1, conditional=False)
+            self.scale = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+            return self.scale * picture.expand(len(latents), -1, -1, -1)
+
+    picture = torch.rand(1, 1, 8, 8)
+    config = Config(transformations=("translation", "rotation", "color"), transformation_probability=0.5)
+    draws = StepDraws(torch.Generator().manual_seed(0), 4000)
+    batch = Batch(images=picture.expand(4000, -1, -1, -1), labels=torch.full((4000,), -1), draws=draws)
+    next(Watched(config, Same(), _Discriminator()).losses(batch, _progress(1)))
+    real, fake = shown
+    torch.testing.assert_close(real.mean(0), fake.mean(0), rtol=0, atol=0.05)
+    torch.testing.assert_close(real.std(0), fake.std(0), rtol=0, atol=0.05)
+
+
 def test_compared_scores_come_from_the_discriminator_of_the_moment() -> None:
     family = game.Family(Config(objective="relativistic"), _Generator(), _Discriminator())
     game_ = family.losses(_batch(), _progress())
@@ -126,6 +174,16 @@ def test_accuracy_is_1_where_scores_are_apart_whatever_their_level(objective: st
         ({"label_smoothing": 0.1, "objective": "hinge"}, "label_smoothing is 0.1; needed 0 with the hinge objective"),
         ({"label_smoothing": 0.1, "objective": "wasserstein", "gradient_penalty": 1.0}, "label_smoothing is 0.1"),
         ({"objective": "wasserstein"}, "objective is wasserstein; needed a gradient_penalty, r1_gamma or r2_gamma"),
+        (
+            {"transformations": ("flip",), "augment": ("color",)},
+            "transformations are given; needed none beside augment",
+        ),
+        ({"transformation_probability": 1.5}, r"transformation_probability is 1\.5; needed from 0 to 1"),
+        ({"ada_target": 1.0}, r"ada_target is 1\.0; needed between -1 and 1"),
+        (
+            {"transformations": ("flip",), "objective": "relativistic"},
+            "transformation_probability is None; needed one with the relativistic objective",
+        ),
     ],
 )
 def test_what_makes_no_sense_together_is_refused(settings: dict[str, Any], sentence: str) -> None:
