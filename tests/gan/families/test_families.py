@@ -30,6 +30,7 @@ STEPS, BATCH = 20, 8
 # Settings for small networks with every kind of state, for the families that have them; and what one family needs.
 SMALL: dict[str, Any] = {
     "width": 8,
+    "max_width": 16,
     "latent_size": 8,
     "embedding_size": 4,
     "generator_widths": (8,),
@@ -40,7 +41,11 @@ SMALL: dict[str, Any] = {
     "discriminator_steps": 2,
     "augment": ("color", "translation", "cutout"),
 }
-OWN: dict[str, dict[str, Any]] = {}
+ADAPTIVE = {"augment": (), "transformations": ("flip", "translation", "scaling", "rotation", "color")}
+OWN: dict[str, dict[str, Any]] = {
+    "r3gan": ADAPTIVE | {"transformation_probability": 0.5},
+    "stylegan2": ADAPTIVE | {"path_every": 2},
+}
 SPECS: dict[str, ImageSpec] = {}
 
 
