@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.gan import game, objectives, schedules
+from pipeline.gan import family, game, objectives, schedules
 from pipeline.gan.batches import Batch, Draws
 from pipeline.gan.equalized import (
     LEAKY_GAIN,
@@ -47,6 +47,7 @@ class Config(game.Config):
     gradient_penalty: float = 10.0
     penalty_every: int = 1
     deviation_group: int = 4  # images whose deviation the discriminator sees
+    precision: family.Precision = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.gan import game, objectives, schedules
+from pipeline.gan import family, game, objectives, schedules
 from pipeline.gan.batches import Batch
 from pipeline.gan.family import ImageSpec, Progress, at_least
 from pipeline.gan.layers import LabelJoin, NoiseGenerator, ProjectionScore, ToVectors, channels_by_size
@@ -51,6 +51,7 @@ class Config(game.Config):
     r1_gamma: float = 0.05
     r2_gamma: float = 0.05
     penalty_every: int = 1
+    precision: family.Precision = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

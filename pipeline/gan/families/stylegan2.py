@@ -58,6 +58,7 @@ class Config(game.Config):
     path_weight: float = 2.0
     path_every: int = 8  # generator steps; the weight makes up for the steps without
     deviation_group: int = 4  # images whose deviation the discriminator sees
+    precision: family.Precision = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
