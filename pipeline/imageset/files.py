@@ -7,11 +7,13 @@ import fcntl
 import glob
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO
 
 from pipeline.errors import FailedError, UserError
@@ -70,15 +72,11 @@ def resumable_folder(path: Path, key: str) -> Iterator[Path]:
                     _remove_unlocked(other)
             (work / "out").mkdir(exist_ok=True)
         except OSError as error:
-            raise FailedError(f"{path}: cannot be written ({error.strerror})") from error
-        try:
+            raise _unwritten(path, error) from error
+        with _room_for(path):
             yield work
             _put_in_place(work / "out", path)
             _remove(work)
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            raise FailedError(f"{path}: cannot be written ({os.strerror(error.errno or 0)})") from error
 
 
 @contextmanager
@@ -128,16 +126,36 @@ def _new_sibling(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
             claim = os.open(part, os.O_RDONLY)
             _lock(claim, fcntl.LOCK_SH)
     except OSError as error:
-        raise FailedError(f"{path}: cannot be written ({error.strerror})") from error
+        raise _unwritten(path, error) from error
     try:
-        yield part
-    except OSError as error:
-        if error.errno in _FULL or error.filename == str(part):
-            raise FailedError(f"{path}: cannot be written ({os.strerror(error.errno or 0)})") from error
-        raise  # of what the caller reads
+        with _room_for(path, part):
+            yield part
     finally:
         _remove(part)
         os.close(claim)
+
+
+@contextmanager
+def scratch_file(folder: Path) -> Iterator[BinaryIO]:
+    """A nameless file in `folder`, to write and read; gone at the end. Raises FailedError on a full disk."""
+    with _room_for(folder), TemporaryFile(dir=folder) as file:
+        yield file
+
+
+@contextmanager
+def _room_for(path: Path, part: Path | None = None) -> Iterator[None]:
+    """Raise FailedError where the disk is full, or `part`, what becomes `path`, cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL or error.filename == str(part):
+            raise _unwritten(path, error) from error
+        raise  # of what the caller reads
+
+
+def _unwritten(path: Path, error: OSError) -> FailedError:
+    name = re.sub(r"\.([^/]+)\.[0-9a-f]{8}\.partial\b", r"\1", str(path))  # as it would have been called
+    return FailedError(f"{name}: cannot be written ({os.strerror(error.errno or 0)})")
 
 
 def _sibling(path: Path) -> Path:

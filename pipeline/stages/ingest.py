@@ -14,7 +14,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from tempfile import TemporaryFile
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -22,7 +21,7 @@ import numpy as np
 from pipeline import paths
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset import Row, write_imageset
-from pipeline.imageset.files import atomic_folder, write_atomically
+from pipeline.imageset.files import atomic_folder, scratch_file, write_atomically
 from pipeline.imageset.layout import content_hash
 from pipeline.imageset.manifest import write_manifest
 from pipeline.imageset.subset import stratified_fraction
@@ -84,7 +83,7 @@ def run(document: Document) -> None:
     """
     source, params = read_params(document)
     inventory = _inventory(source)
-    with TemporaryFile(dir=paths.OUT) as spool:
+    with scratch_file(paths.OUT) as spool:
         collection = collect(source, inventory, params, spool)
         refused = paths.OUT / paths.QUARANTINE
         if too_many := collection.too_many_bad(source.name, params.max_bad_fraction):

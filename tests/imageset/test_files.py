@@ -151,6 +151,18 @@ except FailedError as error:
 """
 
 
+def test_a_full_disk_names_what_was_asked_for_also_within_a_folder(tmp_path: Path) -> None:
+    code = LIMITED.replace(
+        "write_atomically(Path(sys.argv[1]), bytes(10_000))",
+        """
+    with atomic_folder(Path(sys.argv[1])) as folder, atomic_file(folder / "inner") as file:
+        file.write(bytes(10_000))""",
+    ).replace("import write_atomically", "import atomic_file, atomic_folder")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "set"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / 'set' / 'inner'}: cannot be written ({os.strerror(27)})\n"
+    assert names(tmp_path) == []
+
+
 def test_a_file_that_does_not_fit_is_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
