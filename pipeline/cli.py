@@ -96,7 +96,8 @@ def sample(model: Path, count: int, out: Path, seed: int, spread: float) -> None
 @forgeline.command()
 @click.argument("url", required=False)
 @click.option("--name", help="The release's name, instead of publish.name in params.yaml.")
-def publish(url: str | None, name: str | None) -> None:
+@click.option("--sign", "key", type=click.Path(path_type=Path), help="A private key (PEM, ed25519) to sign with.")
+def publish(url: str | None, name: str | None, key: Path | None) -> None:
     """Publish the synthetic set of this workspace to URL (s3://bucket/prefix or a folder)."""
     from pipeline import paths
     from pipeline.delivery.settings import read_publish_settings
@@ -106,7 +107,7 @@ def publish(url: str | None, name: str | None) -> None:
     settings = read_publish_settings(Document.load(paths.PARAMS))
     if not (url := url or settings.url):
         raise click.UsageError("params.yaml: publish.url is null; needed a URL here or there")
-    published = publish_workspace(Path(), url, name or settings.name)
+    published = publish_workspace(Path(), url, name or settings.name, key=key)
     if published.caveat:
         click.echo(published.caveat, err=True)
     click.echo(f"{published.url}: {'published' if published.new else 'is published already, nothing is new'}")
@@ -164,6 +165,7 @@ def history(release: str) -> None:
 @click.option("--classes", help="Only these, by name, with commas between.")
 @click.option("--per-class", type=click.IntRange(min=1), help="At most so many images of each class in each split.")
 @click.option("--min-confidence", type=float, help="Only images whose label a classifier gave this probability.")
+@click.option("--key", type=click.Path(path_type=Path), help="A public key (PEM, ed25519) that must have signed it.")
 @click.option("--yanked", is_flag=True, help="Insist on a version that was taken back.")
 def pull(
     release: str,
@@ -172,6 +174,7 @@ def pull(
     classes: str | None,
     per_class: int | None,
     min_confidence: float | None,
+    key: Path | None,
     yanked: bool,
 ) -> None:
     """Fetch RELEASE (URL/NAME, URL/NAME@VERSION or URL/NAME@CHANNEL) into the new folder DEST, every byte checked.
@@ -184,7 +187,7 @@ def pull(
 
     names = tuple(classes.split(",")) if classes else None
     selection = Selection(classes=names, per_class=per_class, min_confidence=min_confidence)
-    found = fetch(release, dest, yanked=yanked, layout=layout, selection=selection)
+    found = fetch(release, dest, yanked=yanked, layout=layout, selection=selection, key=key)
     click.echo(f"{found}: whole, every byte as published")
 
 

@@ -220,14 +220,17 @@ class Mixture:
         return self.real[place] if place < len(self.real) else self.synthetic[place - len(self.real)]
 
 
-def open_release(url: str, *, yanked: bool = False) -> Release:
+def open_release(url: str, *, yanked: bool = False, key: Path | None = None) -> Release:
     """Open URL/NAME, URL/NAME@VERSION or URL/NAME@CHANNEL; only what describes it is fetched.
 
-    Raises UserError when there is none, or it was yanked and `yanked` does not insist.
+    Raises UserError when there is none, or it was yanked and `yanked` does not insist; FailedError when the holder of
+    the public `key`, where one is given, did not sign it.
     """
     version = find(url)
     if not yanked:
         version.check_not_yanked()
+    if key:
+        version.check_signature(key)
     with TemporaryDirectory(prefix="forgeline-") as folder:
         part = open_part(version, Path(folder))
     return Release(url=f"{version.store.url}/{version.name}", part=part)

@@ -13,6 +13,7 @@ from pipeline.delivery.formats import WRITERS
 from pipeline.delivery.manifest import CARD, MANIFEST, File, Manifest
 from pipeline.delivery.parallel import in_parallel
 from pipeline.delivery.selecting import ALL, Selection, fetch_selected, open_part
+from pipeline.delivery.signature import SIGNATURE
 from pipeline.delivery.stores import MAX_BYTES, BrokenError
 from pipeline.delivery.versions import Version, find
 from pipeline.errors import FailedError, UserError
@@ -23,19 +24,30 @@ _CARD_OF_ALL = "RELEASE.md"  # not README.md, whose numbers `datasets` would hol
 _NAMED = 10  # wrong files, in the sentence that verifying ends with
 
 
-def pull(url: str, dest: Path, *, yanked: bool = False, layout: str = "parquet", selection: Selection = ALL) -> Path:
+def pull(
+    url: str,
+    dest: Path,
+    *,
+    yanked: bool = False,
+    layout: str = "parquet",
+    selection: Selection = ALL,
+    key: Path | None = None,
+) -> Path:
     """Fetch the release URL/NAME (its latest version), URL/NAME@VERSION or URL/NAME@CHANNEL into the folder `dest`.
 
     `layout` is one of formats.WRITERS; a selection, or another layout than parquet, has the images and the card only.
     `dest` appears whole or not at all; what a process fetched that was killed, or whose connection broke, the next one
-    uses. Raises UserError when there is no such release, it was yanked and `yanked` does not insist, or `dest` is not
-    empty; FailedError when a byte is wrong, the store fails or the disk is too small.
+    uses. With `key`, a public one, its holder must have signed the manifest. Raises UserError when there is no such
+    release, it was yanked and `yanked` does not insist, or `dest` is not empty; FailedError when a byte is wrong, the
+    store fails or the disk is too small.
     """
     dest = dest.absolute()
     _check_empty(dest)
     version = find(url)
     if not yanked:
         version.check_not_yanked()
+    if key:
+        version.check_signature(key)
     with _resumable(dest, version.manifest.version) as work:
         if layout == "parquet" and selection == ALL:
             _pull_files(version, work)
@@ -128,7 +140,7 @@ def _verify_folder(root: Path) -> Manifest:
     manifest = Manifest.parse(path.read_bytes(), str(path))
     wrong = [f"{file.path} {problem}" for file in manifest.files if (problem := _problem(root / file.path, file))]
     found = {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()}
-    extra = found - {MANIFEST, *(file.path for file in manifest.files)}
+    extra = found - {MANIFEST, SIGNATURE, *(file.path for file in manifest.files)}
     wrong += [f"{name} is not in {MANIFEST}" for name in sorted(extra)]
     if wrong:
         more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""

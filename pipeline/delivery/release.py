@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
@@ -26,13 +27,17 @@ from pipeline.delivery.manifest import (
 from pipeline.delivery.parallel import in_parallel
 from pipeline.delivery.pointer import Pointer, move, now
 from pipeline.delivery.rowgroups import ROWGROUPS
+from pipeline.delivery.signature import SIGNATURE, read_private_key
 from pipeline.delivery.stores import Store, keeps_conditions
-from pipeline.delivery.versions import Yank
+from pipeline.delivery.versions import Yank, read_version
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import sha256_file
 from pipeline.imageset.layout import IMAGESET_JSON
 from pipeline.progress import progress
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +65,21 @@ def version_id(images: ImageSet, lineage: Lineage) -> str:
 
 
 def publish(
-    store: Store, name: str, imageset: Path, *, description: Description, documents: Mapping[str, bytes]
+    store: Store,
+    name: str,
+    imageset: Path,
+    *,
+    description: Description,
+    documents: Mapping[str, bytes],
+    key: Path | None = None,
 ) -> Published:
-    """Publish the ImageSet with its card, and `documents` (path in the release: bytes) beside it.
+    """Publish the ImageSet with its card, and `documents` (path in the release: bytes) beside it, signed by any `key`.
 
     What is there already is left as it is, so that a publish that was interrupted goes on where it was.
     Raises UserError for a bad name or a yanked set, FailedError when the store fails or another publisher was faster.
     """
     check_name("release", name)
+    private = read_private_key(key) if key else None
     images = ImageSet.open(imageset)
     draft = _Draft(
         store=store,
@@ -86,6 +98,8 @@ def publish(
         draft.upload(documents)
         caveat = _caveat(store, draft.key(CHECKSUMS))
         new = draft.commit()
+    if private:
+        draft.sign(private)
     latest = [each.version for each in before.moves] if before else []
     if draft.version not in latest:  # else a rerun would undo a rollback
         move(store, name, draft.version, before, action="publish")
@@ -182,6 +196,17 @@ class _Draft:
             return True
         found = self.store.read(self.key(MANIFEST))
         return found is not None and found[0] == data  # ours, and only the answer to it was lost
+
+    def sign(self, private: Ed25519PrivateKey) -> None:
+        """Sign the manifest that is there, for it is of this set. Raises FailedError when another key signed before."""
+        found = read_version(self.store, self.name, self.version)
+        if found is None or found.manifest.fingerprint != self.images.fingerprint:
+            raise FailedError(f"{self.store.url}/{self.key(MANIFEST)}: is not of this set; nothing was signed")
+        signature = private.sign(found.data)
+        if not self.store.create(self.key(SIGNATURE), signature):
+            there = self.store.read(self.key(SIGNATURE))
+            if there is None or there[0] != signature:  # ed25519 signs the same bytes the same way
+                raise FailedError(f"{self.store.url}/{self.key(SIGNATURE)}: is of another key already")
 
 
 def _settle(store: Store, key: str, source: bytes | Path, there: Mapping[str, int], fixed: str | None) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import threading
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from pipeline.delivery.manifest import MANIFEST, SCHEMA_VERSION, Manifest, check_name, is_name, parse_json, to_json
 from pipeline.delivery.parallel import in_parallel
 from pipeline.delivery.pointer import LATEST, Pointer, is_version, read_pointers
+from pipeline.delivery.signature import SIGNATURE, check, read_public_key
 from pipeline.delivery.stores import Store, open_store
 from pipeline.errors import FailedError, UserError, nearest
 
@@ -64,6 +66,12 @@ class Version:
                 f"{self.store.url}: {self.name} was yanked on {self.yank.since:.10} ({self.yank.why}); "
                 "needed another version, or --yanked to insist"
             )
+
+    def check_signature(self, key: Path) -> None:
+        """Raise FailedError unless the holder of the public key in the file `key` signed the manifest."""
+        public = read_public_key(key)
+        found = self.store.read(self.key(SIGNATURE))
+        check(public, self.data, found[0] if found else None, f"{self.store.url}: {self.name}")
 
     def read(self, path: str) -> bytes | None:
         """A small file, as the manifest says it is; None where the version has none of that path."""

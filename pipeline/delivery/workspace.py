@@ -48,7 +48,7 @@ _GRID_CLASSES, _GRID_COLUMNS, _GRID_CELL = 20, 10, 48
 _AGAIN = "needed what all stages wrote, run 'dvc repro' first"
 
 
-def publish_workspace(workspace: Path, url: str, name: str) -> Published:
+def publish_workspace(workspace: Path, url: str, name: str, *, key: Path | None = None) -> Published:
     """Publish the synthetic set of `workspace` to the store at `url`.
 
     The params of the version are those that dvc.lock has of each stage, not what params.yaml has become since. Raises
@@ -76,7 +76,7 @@ def publish_workspace(workspace: Path, url: str, name: str) -> Published:
     )
     store = open_workspace_store(workspace, url)
     description = _describe(name, images, reports, lineage)
-    return publish(store, name, images.root, description=description, documents=documents)
+    return publish(store, name, images.root, description=description, documents=documents, key=key)
 
 
 def open_workspace_store(workspace: Path, url: str) -> Store:
