@@ -118,8 +118,8 @@ def fetch_selected(part: Part, selection: Selection, work: Path, tally: Tally) -
     def fetch(item: tuple[ShardGroups, RowGroup]) -> tuple[ShardGroups, RowGroup]:
         shard, group = item
         path, key = work / shard.shard.path, part.version.key(shard.shard.path)
-        for span in (shard.footer, group.span):
-            _fetch_span(part, key, span, path, tally)
+        _fetch_span(part, key, shard.footer, path, None)
+        _fetch_span(part, key, group.span, path, tally)
         return item
 
     for shard, group in in_parallel(fetch, wanted(), tally.stopped, ahead=_AHEAD):
@@ -147,7 +147,7 @@ def read_group(source: io.RawIOBase | Path, where: str, group: RowGroup) -> pa.T
     return rows
 
 
-def _fetch_span(part: Part, key: str, span: Span, path: Path, tally: Tally) -> None:
+def _fetch_span(part: Part, key: str, span: Span, path: Path, tally: Tally | None) -> None:
     """Write a span of an object at its place in the file `path`, unless it is there."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -155,7 +155,8 @@ def _fetch_span(part: Part, key: str, span: Span, path: Path, tally: Tally) -> N
             place = span.offset
             for chunk in span_chunks(part.version.store, key, span):
                 place += os.pwrite(descriptor, chunk, place)
-                tally.add(len(chunk))
+        if tally:
+            tally.add(span.bytes)
     finally:
         os.close(descriptor)
 

@@ -379,3 +379,29 @@ def test_a_server_that_is_ill_for_a_while_costs_only_time(
     proxy.log.clear()
     verify(str(pull(f"{s3_url}/digits", tmp_path / "digits")))
     assert last in str(shards_asked_for(proxy))
+
+
+@pytest.mark.parametrize("fault", ["drop", "cut", 403, 503])
+def test_a_fault_at_every_request_of_a_pull(
+    proxy, s3_url: str, tmp_path: Path, make_images, description, fault
+) -> None:
+    """From the n-th request on everything fails, for every n: nothing appears; then the pull is run again."""
+    images = make_images(tmp_path / "small", count=9)
+    publish(open_store(s3_url), "digits", images.root, description=description, documents={})
+    failing, number = True, 0
+    while failing:
+        number += 1
+        dest = tmp_path / f"dest-{number}"
+        proxy.log.clear()
+        proxy.fault = lambda seen, *_, number=number: fault if seen >= number else None
+        try:
+            pull(f"{s3_url}/digits", dest)
+            failing = False
+        except FailedError:
+            pass
+        proxy.fault = lambda *_: None
+        if failing:
+            assert not dest.exists()
+            pull(f"{s3_url}/digits", dest)
+        verify(str(dest))
+    assert number > 8
