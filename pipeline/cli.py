@@ -304,6 +304,11 @@ def main() -> None:
         if error.name is None or error.name.partition(".")[0] in ("pipeline", "flows"):
             raise
         end(f"the light install has no {error.name}, which this needs; pip install 'forgeline[train]'", 1)
+    except (MemoryError, RuntimeError) as error:  # torch knows no better kind
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        said = str(error).partition("\n")[0]
+        end(f"memory ran out ({said}); needed smaller settings, or a larger machine", 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -87,6 +87,22 @@ def test_what_the_light_install_cannot_do_is_told(words: str, workspace: Path) -
     )
 
 
+def test_more_memory_than_there_is_is_told(workspace: Path) -> None:
+    params = workspace / "params.yaml"
+    params.write_text(params.read_text().replace("\nfeatures:\n", "\nfeatures:\n  width: 100_000\n"))
+    for stage in ("source", "ingest"):
+        assert forgeline("stage", stage, cwd=workspace).returncode == 0
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))\nfrom pipeline.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "stage", "features"]
+    ended = subprocess.run(command, cwd=workspace, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert re.fullmatch(
+        r"forgeline: memory ran out \(.*\); needed smaller settings, or a larger machine\n", ended.stderr
+    )
+
+
 def test_help_names_every_command(tmp_path: Path) -> None:
     text = forgeline("--help", cwd=tmp_path).stdout
     for command in ("run", "recipe", "stage", "sample", "publish", "list", "show", "pull", "verify", "yank", "doctor"):

@@ -22,7 +22,7 @@ from pipeline import paths
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset import Row, write_imageset
 from pipeline.imageset.files import atomic_folder, scratch_file, write_atomically
-from pipeline.imageset.layout import content_hash
+from pipeline.imageset.layout import MAX_IMAGE_SIZE, content_hash
 from pipeline.imageset.manifest import write_manifest
 from pipeline.imageset.subset import stratified_fraction
 from pipeline.params import Document
@@ -53,8 +53,8 @@ class Params:
     max_pixels: int = 40_000_000
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ValueError(f"image_size is {self.image_size}; needed at least 1")
+        if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size is {self.image_size}; needed 1 to {MAX_IMAGE_SIZE}")
         if not 0 < self.test_fraction < 1:
             raise ValueError(f"test_fraction is {self.test_fraction}; needed between 0 and 1")
         if not 0 < self.validation_fraction < 1 - self.test_fraction:

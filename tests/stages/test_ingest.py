@@ -407,7 +407,8 @@ def test_an_inventory_of_another_source_or_none_is_named(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"image_size": 0}, "ingest.image_size is 0; needed at least 1"),
+        ({"image_size": 0}, "ingest.image_size is 0; needed 1 to 4096"),
+        ({"image_size": 5000}, "ingest.image_size is 5000; needed 1 to 4096"),
         ({"image_size": 8, "channels": 4}, "ingest.channels is 4; needed one of 1, 3"),
         ({"image_size": 8, "test_fraction": 0}, "ingest.test_fraction is 0.0; needed between 0 and 1"),
         (
