@@ -207,8 +207,9 @@ def run(
         while not trainer.finished:
             known = len(trainer.snapshots)
             trainer.advance()
-            report(trainer.images_seen, _note(trainer))
-            if len(trainer.snapshots) > known and (sentence := _on_collapse(trainer.snapshots)):
+            if len(trainer.snapshots) == known:
+                report(trainer.images_seen, _note(trainer))
+            elif sentence := _on_collapse(trainer.snapshots):
                 say(sentence)
             due = checkpoints is not None and cost <= _CHECKPOINT_SHARE * (time.monotonic() - written)
             stop, due = any_of(stopping(), due)

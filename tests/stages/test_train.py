@@ -203,6 +203,19 @@ def test_told_to_stop_it_keeps_its_state_and_says_how_to_go_on(workspace: Path) 
     assert not (workspace / "out/model").exists()
 
 
+def test_told_to_stop_while_snapshots_are_scored_it_ends_with_the_same_bytes_later(workspace: Path) -> None:
+    document = _document(images=320, snapshot_images=16)  # hardly a moment in which none is scored
+    with Command(workspace) as command:
+        command.start(document)
+        assert command.status() == 0
+        whole = _outputs(workspace)
+        command.start(document)
+        assert command.stop_midway(signal.SIGTERM) == 128 + signal.SIGTERM
+        command.start(document)
+        assert command.status() == 0
+    assert _outputs(workspace) == whole
+
+
 def test_a_stopped_run_goes_on_with_the_threads_that_were_fastest_when_it_began(workspace: Path) -> None:
     long = _document(images=100_000_000, threads=None)
     with Command(workspace) as command:
