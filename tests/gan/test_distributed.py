@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.gan.distributed import all_mean, rank, world_size
+from pipeline.gan.distributed import SynchronizedBatchNorm, all_mean, rank, world_size
 
 
 def _uneven(points: Tensor, weight: Tensor) -> Tensor:
@@ -54,6 +54,27 @@ def test_two_processes_have_the_mean_and_the_first_and_second_gradients_of_one(t
     for number in range(2):
         for found, alone in zip(torch.load(tmp_path / str(number)), _gradients(POINTS), strict=True):
             torch.testing.assert_close(found, alone, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4, 4)])
+def test_synchronized_batch_normalization_of_one_process_is_that_of_torch(shape: tuple[int, ...]) -> None:
+    kind = torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d
+    theirs, ours = kind(3, momentum=0.3).double(), kind(3, momentum=0.3).double()
+    ours.__class__ = SynchronizedBatchNorm
+    torch.manual_seed(0)
+    torch.nn.init.normal_(theirs.weight)
+    torch.nn.init.normal_(theirs.bias)
+    ours.load_state_dict(theirs.state_dict())
+    points = torch.randn(shape, dtype=torch.float64) * 3 + 5
+    gradients = []
+    for layer in (theirs, ours):
+        mine = points.clone().requires_grad_()
+        layer(mine).pow(3).mean().backward()
+        gradients.append((mine.grad, layer.weight.grad, layer.bias.grad))
+    torch.testing.assert_close(gradients[0], gradients[1])
+    torch.testing.assert_close(theirs.state_dict(), ours.state_dict())
+    torch.testing.assert_close(theirs.eval()(points), ours.eval()(points))
+    assert ours.train().float()(points.bfloat16()).dtype == torch.bfloat16
 
 
 def test_alone_the_mean_is_the_value_itself() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.gan.family import ImageSpec, load_family
-from pipeline.gan.model import CHUNK, Model
+from pipeline.gan.model import CHUNK, InterpolatedDraws, Model
 
 
 def make_model(name: str = "conditional", **config: Any) -> Model:
@@ -78,6 +78,30 @@ def test_seed_spread_and_label_all_count() -> None:
     at_the_mean = model.sample(seed=1, start=0, count=9, spread=1e-9)[0]
     assert np.array_equal(at_the_mean[:3], at_the_mean[3:6])  # without noise the label alone is left
     assert not np.array_equal(at_the_mean[0], at_the_mean[1])
+
+
+def test_an_interpolation_goes_from_one_image_to_another_once_for_each_class() -> None:
+    model = make_model()
+    strip = model.interpolate(seed=1, steps=5)
+    assert strip.shape == (3 * 5, 3, 8, 8)
+    assert (
+        strip.tobytes() == model.interpolate(seed=1, steps=5).tobytes() != model.interpolate(seed=2, steps=5).tobytes()
+    )
+    classes = strip.reshape(3, 5, -1).astype(int)
+    assert all((classes[:, step] != classes[:, step + 1]).any() for step in range(4))
+    assert (classes[0] != classes[1]).any()
+
+
+def test_interpolated_numbers_begin_and_end_as_drawn_and_stay_normal_on_the_way() -> None:
+    draws = InterpolatedDraws(3, rows=2, steps=7, device=torch.device("cpu"))
+    numbers = draws.normal(4000)
+    assert numbers.shape == (2 * 7, 4000)
+    assert torch.equal(numbers[:7], numbers[7:])
+    torch.testing.assert_close(numbers.std(1), torch.ones(14), rtol=0, atol=0.05)
+    assert abs(torch.corrcoef(numbers[[0, 6]])[0, 1]) < 0.05
+    torch.testing.assert_close(numbers[3], (numbers[0] + numbers[6]) / 2**0.5)
+    uniform = draws.uniform(4000)
+    torch.testing.assert_close(uniform[3], (uniform[0] + uniform[6]) / 2)
 
 
 def test_an_unconditional_model_knows_no_labels(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from pipeline.metrics.classifier import Classifier, predict, train_classifier
-from pipeline.metrics.modes import agreement, balance, pixel_spread
+from pipeline.metrics.modes import agreement, balance, least_diverse, mean_distances, pixel_spread
 
 
 def test_agreement_is_by_asked_for_class_and_unknown_without_images() -> None:
@@ -82,3 +82,24 @@ def test_spread_is_the_deviation_within_each_class() -> None:
     found = pixel_spread(images, np.array([0, 0, 1, 1, 2]), 4)
     assert found[:2].tolist() == [10, 0]
     assert np.isnan(found[2:]).all()
+
+
+def test_the_mean_distance_is_that_of_all_pairs_of_a_label() -> None:
+    square = np.array([[0, 0], [3, 0], [0, 4], [3, 4], [9, 9]], np.float32)
+    found = mean_distances(square, np.array([0, 0, 0, 0, 1]))
+    assert found == {0: pytest.approx((3 + 3 + 4 + 4 + 5 + 5) / 6)}  # one image has no pair
+
+
+def test_the_least_diverse_label_is_found_by_the_measure_of_its_real_images() -> None:
+    real = {0: 10.0, 1: 1.0, 2: 0.0, 3: 5.0}  # all images of 2 are one and the same
+    assert least_diverse({0: 5.0, 1: 0.9, 2: 0.0}, real) == (0, 0.5)
+
+
+def test_a_collapsed_set_is_less_diverse_and_as_many_other_images_are_about_as_diverse() -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(600) % 3
+    real, other = random.normal(size=(2, 600, 8))
+    collapsed = np.where((labels == 1)[:, None], other * 0.1, other)
+    assert least_diverse(mean_distances(other, labels), mean_distances(real, labels))[1] == pytest.approx(1, abs=0.05)
+    label, share = least_diverse(mean_distances(collapsed, labels), mean_distances(real, labels))
+    assert (label, share) == (1, pytest.approx(0.1, rel=0.05))
