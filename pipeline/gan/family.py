@@ -76,7 +76,8 @@ class Generator(nn.Module):
     def sample_like(self, batch: Batch, spread: float = 1.0) -> Tensor:
         """Images float (B, C, H, W) in [-1, 1], as many as the batch has and with its labels, from its draws.
 
-        `spread` is the standard deviation of the latents.
+        A network without tanh may overshoot. `spread` is the standard deviation of the latents, or of what a family
+        has in their place.
         """
 
 

@@ -164,6 +164,23 @@ def test_losses_have_the_precision_of_the_images_whatever_the_networks_use(
         torch.set_default_dtype(default)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_and_gradients_are_finite_in_bfloat16_and_losses_in_float32(name: str) -> None:
+    spec = _spec(name)
+    torch.manual_seed(0)
+    family = load_family(name).Family(dataclasses.replace(_config(name), precision="bfloat16"), spec)
+    draws = StepDraws(torch.Generator().manual_seed(1), BATCH)
+    images = draws.uniform(spec.channels, spec.image_size, spec.image_size) * 2 - 1
+    images[: BATCH // 2] = -1  # images that are all alike are where a deviation or a norm has no slope
+    batch = Batch(images=images, labels=torch.arange(BATCH) % spec.classes, draws=draws)
+    for step in range(4):
+        for player, loss in family.losses(batch, Progress(step=step, images_seen=25 * step, total_images=100)):
+            assert loss.dtype == torch.float32, player
+            learning = list(family.get_submodule(player).parameters())
+            gradients = torch.autograd.grad(loss, learning, allow_unused=True)
+            assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None), player
+
+
 def _whole_or_half(folder: Path) -> dict[str, list[Tensor]]:
     """All weights and running statistics of every family after 20 steps in float64, of this process."""
     torch.set_default_dtype(torch.float64)

@@ -108,6 +108,15 @@ def test_a_copy_grows_with_the_generator_and_what_is_saved_says_how_far() -> Non
     assert torch.equal(loaded.sample_like(_batch()), average.sample_like(_batch()))
 
 
+@pytest.mark.parametrize("size", [8, 256])
+def test_a_grown_generator_makes_images_of_any_power_of_two(size: int) -> None:
+    family = Family(Config(width=1, max_width=4, latent_size=4), ImageSpec(channels=3, image_size=size, classes=2))
+    family.generator.growth.level = family.levels - 1
+    images = family.generator(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))
+    assert images.shape == (4, 3, size, size)
+    assert family.discriminator(images, torch.tensor([0, 1, 0, 1])).shape == (4,)
+
+
 def test_latents_lie_on_the_sphere() -> None:
     latents = _family().generator.latents(_batch().draws)
     torch.testing.assert_close(latents.square().mean(1), torch.ones(4))

@@ -148,6 +148,16 @@ def test_path_lengths_reach_all_layers_of_a_real_generator() -> None:
     assert all(math.isfinite(p.grad.sum()) for p in generator.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("size", [8, 256])
+def test_every_power_of_two_is_made_and_judged(size: int) -> None:
+    config = Config(width=1, max_width=4, latent_size=4, style_size=4)
+    family = Family(config, ImageSpec(channels=3, image_size=size, classes=2))
+    none = torch.zeros(()).expand(4, 3, size, size)
+    images = family.generator.sample_like(Batch(images=none, labels=torch.arange(4) % 2, draws=_batch().draws))
+    assert images.shape == (4, 3, size, size)
+    assert family.discriminator(images, torch.arange(4) % 2).shape == (4,)
+
+
 @pytest.mark.parametrize(("name", "value"), [("style_mixing", 1.5), ("path_every", 0), ("deviation_group", 0)])
 def test_settings_out_of_range_are_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"^{name} is {value}; needed at"):
