@@ -121,6 +121,8 @@ def test_dvc_shows_numbers_changes_and_plots(workspace: Workspace) -> None:
     assert "errors" not in plots
     assert set(plots["data"]) >= {"losses", "game", "confusion", "utility", "out/utility/figures/utility.png"}
     assert all(plots["data"].values())
+    page = workspace.run("dvc", "plots", "show").split("file://")[-1].strip()
+    assert {"samples.png", "closest.png"} <= {path.name.split("_")[-1] for path in Path(page).parent.glob("static/*")}
 
 
 def test_a_parameter_reruns_its_stage_and_what_depends_on_it_and_nothing_else(workspace: Workspace) -> None:

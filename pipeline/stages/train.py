@@ -271,7 +271,7 @@ def _write(trainer: Trainer, judge: SnapshotJudge, inputs: dict[str, Any]) -> No
         model.save(folder)
     with atomic_folder(paths.TRAINING) as folder:
         shutil.copytree(judge.grids, folder / "grids")
-        (folder / "grids" / "samples.png").write_bytes(sample_grid(model, seed=_SEED))
+        (folder / "samples.png").write_bytes(sample_grid(model, seed=_SEED))
         (folder / "interpolation.png").write_bytes(interpolation_strip(model, seed=_SEED))
         (folder / _INPUTS).write_text(json.dumps(inputs, indent=2) + "\n", encoding="utf-8")
         _write_csv(folder / "curves.csv", trainer.curves)

@@ -327,9 +327,9 @@ def test_the_outputs_are_whole_and_say_how_the_snapshot_was_chosen(workspace: Pa
         assert strip.size == ((10 * 9 - 1) * 6, (3 * 9 - 1) * 6)
     inputs = json.loads(Path("out/training/inputs.json").read_text())
     assert (inputs["data"], inputs["train.threads"]) == (real.fingerprint, 1)
-    grids = {path.name for path in Path("out/training/grids").iterdir()}
-    assert grids == {f"{images_seen:08d}.png" for images_seen in snapshots} | {"samples.png"}
-    sizes = {Image.open(io.BytesIO(path.read_bytes())).size for path in Path("out/training/grids").iterdir()}
+    grids = set(Path("out/training/grids").iterdir())
+    assert {path.name for path in grids} == {f"{images_seen:08d}.png" for images_seen in snapshots}
+    sizes = {Image.open(io.BytesIO(path.read_bytes())).size for path in grids | {Path("out/training/samples.png")}}
     assert sizes == {((10 * 9 - 1) * 6, (3 * 9 - 1) * 6)}  # ten columns, a row for each class
 
 
