@@ -106,8 +106,10 @@ class DiscriminatorBlock(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         hidden = self.convolution1(maps if self.first else F.relu(maps))
         hidden = self.convolution2(F.relu(hidden))
+        if self.halves:
+            hidden, maps = F.avg_pool2d(hidden, 2), F.avg_pool2d(maps, 2)
         total: Tensor = hidden + self.shortcut(maps)
-        return F.avg_pool2d(total, 2) if self.halves else total
+        return total
 
 
 class Discriminator(nn.Module):
