@@ -60,12 +60,14 @@ class FolderStore:
         return [path.name for path in self._entries(prefix) if path.is_file() and not path.name.startswith(".")]
 
     def _objects(self, prefix: str) -> dict[str, os.stat_result]:
+        """What is there now: others may remove files and folders while they are listed."""
+        found = {}
         with _in_a_sentence(self.root / prefix):
-            return {
-                path.relative_to(self.root).as_posix(): path.stat()
-                for path in (self.root / prefix).rglob("*")
-                if path.is_file() and not path.name.startswith(".")  # a hidden one is still being written
-            }
+            for folder, _, names in os.walk(self.root / prefix, onerror=_unless_gone):
+                for path in (Path(folder, name) for name in names if not name.startswith(".")):  # hidden: in writing
+                    with suppress(FileNotFoundError):
+                        found[path.relative_to(self.root).as_posix()] = path.stat()
+        return found
 
     def _entries(self, prefix: str) -> list[Path]:
         try:
@@ -115,6 +117,11 @@ class FolderStore:
         with (self.root / ".forgeline.lock").open("a") as file:  # NFS locks only what is open for writing
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pipeline.errors import FailedError, UserError
 from pipeline.gan.batches import Batches
 from pipeline.gan.family import ImageSpec, load_family
 from pipeline.gan.model import Model
-from pipeline.gan.training import Trainer
+from pipeline.gan.training import Snapshot, Trainer
 from pipeline.imageset import ImageSet, Row, write_imageset
 from pipeline.metrics.classifier import Classifier, train_classifier
 from pipeline.params import Document
@@ -192,7 +192,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = families.Config(width=64)
         family = families.Family(config, ImageSpec(channels=1, image_size=8, classes=3))
         batches = Batches(*real.arrays("train"), batch_size=64, seed=0, device=torch.device("cpu"))
-        trainer = Trainer(family, batches, images=40_000, snapshot_images=10**9, judge=lambda *_: 0.0)
+
+        def judge(_: object, images_seen: int) -> Snapshot:
+            return Snapshot(images_seen, score=0.0, diversity=1.0, least_diverse="")
+
+        trainer = Trainer(family, batches, images=40_000, snapshot_images=10**9, judge=judge)
         while not trainer.finished:
             trainer.advance()
         model = Model(

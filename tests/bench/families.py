@@ -1,0 +1,140 @@
+"""How families compare after the same time: `python tests/bench/families.py --minutes 10 dcgan wgan_gp …`.
+
+Runs in a workspace whose params.yaml is a recipe such as mnist. Each family gets as many images as it sees in that
+time on this machine, by a rate measured first, and is one DVC experiment named after it, so that `dvc exp show` and
+`dvc plots diff` tell the rest. Networks learn without labels here: then collapse shows in what the judges see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import paths
+from pipeline.gan.batches import Batches
+from pipeline.gan.family import ImageSpec, load_family
+from pipeline.gan.training import Snapshot, Trainer
+from pipeline.imageset import ImageSet
+from pipeline.params import Document
+
+_CALIBRATION_SECONDS = 20.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="+", metavar="FAMILY")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training for each family (default: 10)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch (default: all)")
+    arguments = parser.parse_args()
+    _dvc("repro", "features")
+    rows = {name: _measure(name, arguments.minutes, arguments.threads) for name in arguments.families}
+    _show(rows, arguments.minutes, arguments.threads)
+
+
+def _measure(name: str, minutes: float, threads: int) -> dict[str, Any]:
+    """Train and evaluate one family as an experiment; its metrics and what it cost."""
+    images = int(_images_a_second(name, threads) * 60 * minutes)
+    settings = {
+        "train.family": name,
+        "train.images": images,
+        "train.snapshot_images": max(1, images // 10),
+        "train.threads": threads,
+        f"+families.{name}.class_conditional": "false",
+    }
+    sets = [word for key, value in settings.items() for word in ("-S", f"{key}={value}")]
+    said = _dvc("exp", "run", "--force", "--name", f"bench-{name}", *sets, "evaluate@model")
+    metrics = json.loads((paths.EVALUATION / "model" / "metrics.json").read_bytes())
+    cost = re.search(r"^train: [\d,]+ images in (.+, \d+ CPU-seconds)$", said, re.MULTILINE)
+    return {"images": images, "cost": cost[1] if cost else "", "metrics": metrics, "judged": _shares()}
+
+
+def _images_a_second(name: str, threads: int) -> float:
+    """Of the trainer alone, without snapshots, on the training split."""
+    real, module = ImageSet.open(paths.REAL / paths.IMAGESET), load_family(name)
+    document = Document.load(paths.PARAMS)
+    document.content.setdefault("families", {}).setdefault(name, {})["class_conditional"] = False
+    config = document.section(f"families.{name}", module.Config)
+    spec = ImageSpec(channels=real.channels, image_size=real.image_size, classes=len(real.classes))
+    torch.set_num_threads(threads)
+    batches = Batches(
+        *real.arrays("train"),
+        batch_size=document.content["train"]["batch_size"],
+        seed=0,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+    far = 10**9
+    nothing = Snapshot(0, score=0.0, diversity=1.0, least_diverse="")
+    trainer = Trainer(module.Family(config, spec), batches, images=far, snapshot_images=far, judge=lambda *_: nothing)
+    trainer.advance()
+    begun, before = time.monotonic(), trainer.images_seen
+    while time.monotonic() - begun < _CALIBRATION_SECONDS:
+        trainer.advance()
+    return (trainer.images_seen - before) / (time.monotonic() - begun)
+
+
+def _shares() -> list[float]:
+    """Of each class among what the judges see, relative to its share of the training images."""
+    with (paths.EVALUATION / "model" / "figures" / "per_class.csv").open() as file:
+        judged = [int(row["judged"]) for row in csv.DictReader(file)]
+    real = ImageSet.open(paths.REAL / paths.IMAGESET).counts["train"]
+    return [(found / sum(judged)) / (there / sum(real)) for found, there in zip(judged, real, strict=True)]
+
+
+def _dvc(*words: str) -> str:
+    """What the command said, which is shown as it comes."""
+    said = []
+    command = [sys.executable, "-m", "dvc", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            said.append(line)
+    if process.returncode:
+        sys.exit(process.returncode)
+    return "".join(said)
+
+
+def _show(rows: dict[str, dict[str, Any]], minutes: float, threads: int) -> None:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {threads} threads"
+    table = Table(
+        title=f"{minutes:g} minutes each on {device}; torch {torch.__version__}", title_justify="left", box=None
+    )
+    for column in ("family", "images seen", "cost", "FID", "precision", "recall", "coverage", "rarest", "commonest"):
+        table.add_column(column, justify="left" if column == "family" else "right")
+    for name, row in rows.items():
+        table.add_row(
+            name,
+            f"{row['images']:,}",
+            row["cost"],
+            *_fidelity(row["metrics"]["fidelity"]),
+            f"{min(row['judged']):.2f}",
+            f"{max(row['judged']):.2f}",
+        )
+    floor = next(iter(rows.values()))["metrics"].get("floor")
+    if floor:
+        table.add_row("real images", "", "", *_fidelity(floor), "", "")
+    table.caption = "\n".join(
+        f"{key}: {value}" for entry in next(iter(rows.values()))["metrics"]["protocol"] for key, value in entry.items()
+    )
+    table.caption_justify = "left"
+    Console(width=120).print(table)
+
+
+def _fidelity(block: dict[str, float]) -> list[str]:
+    return [f"{block['fid']:.3f}", *(f"{block[name]:.3f}" for name in ("precision", "recall", "coverage"))]
+
+
+if __name__ == "__main__":
+    main()
