@@ -31,7 +31,7 @@ from pipeline.gan.checkpoint import Checkpoints, locked
 from pipeline.gan.distributed import from_first
 from pipeline.gan.family import Family, Generator, ImageSpec, load_family
 from pipeline.gan.machine import fastest_precision, fastest_threads
-from pipeline.gan.model import CHUNK, Model
+from pipeline.gan.model import Model
 from pipeline.gan.training import Snapshot, Trainer, describe_diversity
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder, write_atomically
@@ -163,12 +163,17 @@ def _set_threads(asked: int | None, family: Family, trial: Callable[[Family], Tr
     torch.set_num_threads(threads)
 
 
+class Told(Exception):  # noqa: N818
+    """A signal came in a block that it may interrupt."""
+
+
 class Stop:
     """Whether training was told to stop: by SIGTERM or Ctrl-C, or by the end of who started it as one of several."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
         self.parent = os.getppid()
+        self.interrupts = False
 
     def __call__(self) -> bool:
         orphaned = distributed.world_size() > 1 and os.getppid() != self.parent
@@ -181,13 +186,28 @@ class Stop:
     @contextmanager
     def noting(self) -> Iterator[None]:
         """In the block signals are noted, and not acted upon."""
-        noted = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, lambda number, _: self.received.append(number)) for number in noted}
+        before = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _take(self, number: int, _: object) -> None:
+        self.received.append(number)
+        if self.interrupts:
+            raise Told
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Raise Told in the block as soon as a noted signal comes, or at once when one has come before."""
+        self.interrupts = True
+        try:
+            if self():
+                raise Told
+            yield
+        finally:
+            self.interrupts = False
 
 
 class SnapshotJudge:
@@ -205,19 +225,20 @@ class SnapshotJudge:
         self.distances = mean_distances(self.reference, labels if model.conditional else np.full_like(labels, -1))
 
     def __call__(self, generator: Generator, images_seen: int) -> Snapshot | None:
-        """None when training is told to stop meanwhile."""
+        """None when training is told to stop meanwhile: a large model takes longer than a stop may."""
+        try:
+            with self.stop.interrupting():
+                return self._judge(generator, images_seen)
+        except Told:
+            return None
+
+    def _judge(self, generator: Generator, images_seen: int) -> Snapshot:
         model = dataclasses.replace(self.model, generator=generator, images_seen=images_seen)
         write_atomically(self.grids / f"{images_seen:08d}.png", sample_grid(model, seed=_SEED))
-        features, labels = [], []
-        for start in range(0, _SCORED, CHUNK):
-            if self.stop():
-                return None
-            images, asked = model.sample(seed=_SEED + 1, start=start, count=min(CHUNK, _SCORED - start))
-            features.append(embed(self.extractor, images))
-            labels.append(asked)
-        generated = np.concatenate(features)
+        images, labels = model.sample(seed=_SEED + 1, start=0, count=_SCORED)
+        generated = embed(self.extractor, images)
         score = frechet_distance(generated, self.reference)
-        label, diversity = least_diverse(mean_distances(generated, np.concatenate(labels)), self.distances)
+        label, diversity = least_diverse(mean_distances(generated, labels), self.distances)
         return Snapshot(images_seen, score, diversity, model.classes[label] if label >= 0 else "")
 
 
