@@ -81,18 +81,34 @@ def _fits(array: np.ndarray, device: torch.device) -> bool:
 
 
 class Batches:
-    """The training images as uint8; the batch of step k holds images drawn uniformly by (seed, k)."""
+    """The training images as uint8; the batch of step k holds images drawn uniformly by (seed, k).
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, *, batch_size: int, seed: int, device: torch.device):
+    `balanced`: its labels are 0, 1, … by turns, drawn uniformly from each class; there are whole turns in a batch.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        balanced: bool = False,
+    ):
         self.images = (Resident if _fits(images, device) else Mapped)(images, device)  # uint8 (N, C, H, W)
         self.labels = Resident(labels, device)  # int64 (N,)
-        self.count, self.batch_size, self.seed = len(labels), batch_size, seed
+        rows = np.arange(len(labels))
+        self.parts = [rows[labels == label] for label in np.unique(labels)] if balanced else [rows]
+        self.batch_size, self.seed = batch_size, seed
         self.generator = torch.Generator(device)
 
     def at(self, step: int) -> Batch:
         """This process's share of the batch of this step, and of its random numbers."""
         random = np.random.default_rng((self.seed, step))
-        rows = share(random.integers(self.count, size=self.batch_size))
+        turns = self.batch_size // len(self.parts)
+        drawn = [part[random.integers(len(part), size=turns)] for part in self.parts]
+        rows = share(np.stack(drawn, axis=1).reshape(-1))
         self.generator.manual_seed(int(random.integers(2**63)))
         draws = StepDraws(self.generator, self.batch_size)
         return Batch(images=to_float(self.images[rows]), labels=self.labels[rows], draws=draws)

@@ -71,6 +71,7 @@ class Generator(nn.Module):
     """What a family keeps: the network that makes images."""
 
     conditional: bool  # whether images have the labels that were asked for
+    translates: bool = False  # whether they are made of other images, the batch's, and not of noise
 
     @abstractmethod
     def sample_like(self, batch: Batch, spread: float = 1.0) -> Tensor:
@@ -86,6 +87,7 @@ class Family(nn.Module):
 
     config: Config
     generator: Generator
+    balanced: bool = False  # whether it wants the classes by turns in a batch: labels 0, 1, …, 0, 1, …
 
     @abstractmethod
     def losses(self, real: Batch, progress: Progress) -> Iterator[tuple[str, Tensor]]:

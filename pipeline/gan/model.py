@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.gan.batches import Batch, Draws
 from pipeline.gan.family import Generator, ImageSpec, load_family
-from pipeline.gan.pixels import to_uint8
+from pipeline.gan.pixels import to_float, to_uint8
 
 CHUNK = 128  # images that are computed together, always: the same image in another batch size is other bytes
 DESCRIPTION, WEIGHTS = "model.json", "weights.safetensors"
@@ -64,6 +64,31 @@ class InterpolatedDraws:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Sources:
+    """What a generator translates: images uint8 (N, C, H, W) of domains 0 and 1, int64 (N,).
+
+    Sample i, of domain i mod 2, is a translation of image i // 2 of the other domain, and after the last comes the
+    first again. `len()` is how many samples there are before that.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return 2 * min(map(len, self._rows_into))
+
+    @cached_property
+    def _rows_into(self) -> list[np.ndarray]:
+        """The rows of the images that are translated into domain 0, and into domain 1."""
+        return [np.flatnonzero(self.labels == 1 - domain) for domain in range(2)]
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """The row that each of the samples `numbers` is a translation of, int64."""
+        into = [self._rows_into[number % 2] for number in numbers]
+        return np.array([row[number // 2 % len(row)] for row, number in zip(into, numbers, strict=True)], np.int64)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
     """A generator with all that is needed to sample from it, and where it came from."""
 
@@ -76,6 +101,12 @@ class Model:
     data_fingerprint: str  # of the ImageSet it was trained on
     selection: Mapping[str, Any]  # by which number this snapshot was chosen
     generator: Generator
+    given: Sources | None = None  # to a generator that translates; no part of the folder
+
+    @property
+    def translates(self) -> bool:
+        """Whether samples are made of other images, and not of noise: `with_sources` gives these."""
+        return self.generator.translates
 
     @property
     def conditional(self) -> bool:
@@ -86,7 +117,9 @@ class Model:
     def files(self) -> dict[str, bytes]:
         """The folder's contents by file name."""
         described = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "generator"
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("generator", "given")
         }
         described["config"] = dataclasses.asdict(self.config)
         tensors = {name: tensor.contiguous().cpu() for name, tensor in self.generator.state_dict().items()}
@@ -125,12 +158,53 @@ class Model:
             raise UserError(f"{root}: is not a whole model: {' '.join(str(error).split())}") from None
         return model
 
+    def with_sources(self, images: np.ndarray, labels: np.ndarray) -> Model:
+        """The model with images uint8 (N, C, H, W) of domains int64 (N,) to translate; itself if it draws from noise.
+
+        Raises UserError when the images are of another kind.
+        """
+        if not self.translates:
+            return self
+        shape, needed = images.shape[1:], (self.channels, self.image_size, self.image_size)
+        if shape != needed or set(labels.tolist()) != {0, 1}:
+            raise UserError(
+                f"images to translate are {shape} with labels {sorted(set(labels.tolist()))}; the {self.family} model "
+                f"needed {needed} with labels [0, 1]"
+            )
+        return dataclasses.replace(self, given=Sources(images=images, labels=labels))
+
+    @property
+    def sources(self) -> Sources:
+        """Raises UserError when none were given."""
+        if self.given is None:
+            raise UserError(f"the {self.family} model translates; needed images to translate")
+        return self.given
+
+    def distinct(self, count: int) -> int:
+        """How many of the first `count` samples there are before their sources repeat: noise never does."""
+        return min(count, len(self.sources)) if self.translates else count
+
+    def round_trip(self, pairs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sources, their translations, and these translated back, each uint8 (pairs, 2, C, H, W).
+
+        They are the first samples, by the domain they are translated into; there are len(sources) / 2 pairs.
+        """
+        count = 2 * pairs
+        images, labels = self.sample(seed=0, start=0, count=count)
+        back, _ = self.with_sources(images, labels).sample(seed=0, start=0, count=count)
+        sources = self.sources.images[self.sources.rows(np.arange(count))]
+        there, translated, again = (part.reshape(pairs, 2, *part.shape[1:]) for part in (sources, images, back))
+        return there, translated, again[:, ::-1]  # a translation into a domain comes back as an image of the other
+
     def sample(self, *, seed: int, start: int, count: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Samples start … start+count-1 of the series that `seed` (0 or more) begins.
 
         Returns uint8 (count, C, H, W) and the asked-for labels int64 (count,): sample i has label i mod K, or -1 in an
-        unconditional model. `spread` is the standard deviation of the latents. Sample i is fixed by (model, seed, i).
+        unconditional model. `spread` is the standard deviation of the latents. Sample i is fixed by (model, seed, i);
+        a translation by (model, sources, i), and raises UserError for another spread than 1.
         """
+        if self.translates and spread != 1:
+            raise UserError(f"spread is {spread}; the {self.family} model translates and has no latents, needed 1")
         numbers = np.arange(start, start + count)
         labels = numbers % len(self.classes) if self.conditional else np.full(count, -1)
         images = np.empty((count, self.channels, self.image_size, self.image_size), np.uint8)
@@ -147,15 +221,19 @@ class Model:
         return self._images(labels, draws, 1.0)
 
     def _chunk(self, seed: int, chunk: int, spread: float) -> np.ndarray:
-        labels = torch.arange(chunk * CHUNK, (chunk + 1) * CHUNK, device=self._device) % len(self.classes)
-        return self._images(labels, ChunkDraws(seed, chunk, self._device), spread)
+        numbers = np.arange(chunk * CHUNK, (chunk + 1) * CHUNK)
+        labels = torch.from_numpy(numbers % len(self.classes)).to(self._device)
+        sources = None
+        if self.translates:
+            sources = to_float(torch.from_numpy(self.sources.images[self.sources.rows(numbers)]).to(self._device))
+        return self._images(labels, ChunkDraws(seed, chunk, self._device), spread, sources)
 
     @torch.no_grad()
-    def _images(self, labels: Tensor, draws: Draws, spread: float) -> np.ndarray:
+    def _images(self, labels: Tensor, draws: Draws, spread: float, sources: Tensor | None = None) -> np.ndarray:
         if not self.conditional:
             labels = torch.full_like(labels, -1)
         none = torch.zeros((), device=self._device).expand(len(labels), self.channels, self.image_size, self.image_size)
-        batch = Batch(images=none, labels=labels, draws=draws)
+        batch = Batch(images=none if sources is None else sources, labels=labels, draws=draws)
         return to_uint8(self.generator.sample_like(batch, spread)).cpu().numpy()
 
     @property

@@ -61,3 +61,15 @@ def test_every_pixel_value_comes_back_and_what_is_outside_is_clamped() -> None:
     assert floats.max() == 1
     assert torch.equal(to_uint8(floats), values)
     assert to_uint8(torch.tensor([-1.5, 1.5, 0.0])).tolist() == [0, 255, 128]
+
+
+def test_a_balanced_batch_has_the_classes_by_turns_each_image_as_often_as_the_others_of_its_class() -> None:
+    labels = np.array([0] * 4 + [1] * 16)
+    batches = Batches(IMAGES[:20], labels, batch_size=8, seed=0, device=torch.device("cpu"), balanced=True)
+    drawn = [batches.at(step) for step in range(500)]
+    assert all(batch.labels.tolist() == [0, 1] * 4 for batch in drawn)
+    names = {image.tobytes(): row for row, image in enumerate(IMAGES[:20])}
+    images = torch.cat([to_uint8(batch.images) for batch in drawn]).numpy()
+    counts = np.bincount([names[image.tobytes()] for image in images], minlength=20)
+    assert np.allclose(counts[:4], 500, rtol=0.15)
+    assert np.allclose(counts[4:], 125, rtol=0.3)

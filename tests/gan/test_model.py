@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.gan.family import ImageSpec, load_family
+from pipeline.gan.family import Generator, ImageSpec, load_family
 from pipeline.gan.model import CHUNK, InterpolatedDraws, Model
 
 
@@ -155,3 +156,84 @@ def test_what_is_no_whole_model_is_refused_in_one_line_that_names_it(tmp_path: P
         Model.load(tmp_path)
     assert str(refused.value).startswith(f"{tmp_path}: ")
     assert "\n" not in str(refused.value)
+
+
+class _Shift(torch.nn.Module):
+    """Brighter by so many levels of 255."""
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.by = torch.nn.Parameter(torch.tensor(levels / 127.5))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images + self.by
+
+
+DOMAINS = np.array([0, 0, 1, 0, 1, 0, 1])  # rows 0, 1, 3, 5 are of domain 0; 2, 4, 6 of domain 1
+
+
+def make_translator() -> Model:
+    """It turns an image of row r of the sources, all pixels r, into r + 100 in domain 0, r + 200 in domain 1."""
+    model = dataclasses.replace(make_model(), family="cyclegan", classes=("ant", "bee"), generator=_translating())
+    rows = np.arange(7, dtype=np.uint8)
+    return model.with_sources(np.broadcast_to(rows[:, None, None, None], (7, 3, 8, 8)), DOMAINS)
+
+
+def _translating() -> Generator:
+    module = load_family("cyclegan")
+    config = module.Config(width=2, blocks=1, discriminator_layers=1)
+    generator = module.Generator(config, ImageSpec(channels=3, image_size=8, classes=2))
+    generator.into = torch.nn.ModuleList([_Shift(100), _Shift(200)])
+    return generator.requires_grad_(False)
+
+
+def test_a_translation_is_of_the_image_of_its_number_in_the_other_domain_and_then_of_the_first_again() -> None:
+    images, labels = make_translator().sample(seed=1, start=0, count=9)
+    assert labels.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0]
+    assert images[:, 0, 0, 0].tolist() == [102, 200, 104, 201, 106, 203, 102, 205, 104]
+    assert (images == images[:, :1, :1, :1]).all()
+    assert make_translator().distinct(3) == 3
+    assert make_translator().distinct(100) == 6  # the seventh repeats the first
+    assert make_model().distinct(100) == 100
+
+
+def test_a_translation_is_fixed_by_its_number() -> None:
+    model = make_translator()
+    images, labels = model.sample(seed=1, start=0, count=2 * CHUNK)
+    for start, count in [(0, 1), (CHUNK - 1, 2), (7, 0), (5, 200)]:
+        some, of_these = model.sample(seed=2, start=start, count=count)
+        assert np.array_equal(some, images[start : start + count])
+        assert np.array_equal(of_these, labels[start : start + count])
+
+
+def test_a_round_trip_ends_at_its_source() -> None:
+    model = make_translator()
+    model.generator.into[0].by.data.fill_(-200 / 127.5)  # type: ignore[union-attr, operator]
+    rows = np.array([230, 0, 250, 1, 240, 3], np.uint8)
+    sources = np.broadcast_to(rows[:, None, None, None], (6, 3, 8, 8))
+    there, translated, back = model.with_sources(sources, np.array([1, 0] * 3)).round_trip(3)
+    assert there[:, :, 0, 0, 0].tolist() == [[230, 0], [250, 1], [240, 3]]
+    assert translated[:, :, 0, 0, 0].tolist() == [[30, 200], [50, 201], [40, 203]]
+    assert np.array_equal(back, there)
+
+
+def test_a_model_of_noise_takes_no_sources_and_a_translating_one_needs_them(tmp_path: Path) -> None:
+    model = make_model()
+    assert model.with_sources(np.zeros((2, 3, 8, 8), np.uint8), np.array([0, 1])) is model
+    bare = dataclasses.replace(make_translator(), given=None)
+    with pytest.raises(UserError, match=r"^the cyclegan model translates; needed images to translate$"):
+        bare.sample(seed=0, start=0, count=1)
+    with pytest.raises(UserError, match=r"^spread is 1\.2; the cyclegan model translates and has no latents, needed 1"):
+        make_translator().sample(seed=0, start=0, count=1, spread=1.2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "found"),
+    [
+        ((2, 3, 4, 4), [0, 1], r"\(3, 4, 4\) with labels \[0, 1\]"),
+        ((2, 3, 8, 8), [1, 1], r"\(3, 8, 8\) with labels \[1\]"),
+    ],
+)
+def test_sources_of_another_kind_are_refused(shape: tuple[int, ...], labels: list[int], found: str) -> None:
+    with pytest.raises(UserError, match=rf"^images to translate are {found}; the cyclegan model needed \(3, 8, 8\)"):
+        make_translator().with_sources(np.zeros(shape, np.uint8), np.array(labels))
