@@ -85,11 +85,12 @@ def stage(name: str, which: str | None) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A .png for one grid, else a new folder.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--spread", type=float, default=1.0, show_default=True, help="Latent spread beyond training's 1.")
-def sample(model: Path, count: int, out: Path, seed: int, spread: float) -> None:
+@click.option("--sources", type=click.Path(path_type=Path), help="An ImageSet whose test images a cyclegan translates.")
+def sample(model: Path, count: int, out: Path, seed: int, spread: float, sources: Path | None) -> None:
     """Draw images from MODEL (a folder such as out/model) into a grid or a folder."""
     from pipeline.report.grids import sample_to
 
-    sample_to(model, out, count=count, seed=seed, spread=spread)
+    count = sample_to(model, out, count=count, seed=seed, spread=spread, sources=sources)
     click.echo(f"{out}: {count} images")
 
 

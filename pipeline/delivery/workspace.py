@@ -151,17 +151,32 @@ def _describe(name: str, images: ImageSet, reports: Mapping[str, Mapping[str, An
             "Measuring a classifier: only real images tell how good it is.",
             f"What the real images do not show: there are {len(images.classes)} classes of {images.image_size}×"
             f"{images.image_size} images here, and a rare case that the real ones lack is not among them.",
-            "Keeping the real images secret: near-copies were dropped, which is no proof that nothing of a training "
-            "image can be recovered.",
+            f"Keeping the real images secret: {secrecy(images)}.",
         ),
         how_made=(
-            f"A `{model['family']}` model that saw {model['images_seen']:,} images in training drew "
-            f"{augment['drawn']:,} samples, of which {augment['kept']:,} were kept (dropped: {dropped}). The "
+            f"A `{model['family']}` model that saw {model['images_seen']:,} images in training "
+            f"{drawn(images, augment['drawn'])}, of which {augment['kept']:,} were kept (dropped: {dropped}). The "
             "classifiers that judge the set took no part in training or choosing it."
         ),
         grid=_grid(images),
         lineage=lineage,
     )
+
+
+def drawn(images: ImageSet, count: int) -> str:
+    """What the generator of this set did to make so many images."""
+    return f"translated {count:,} of its training images" if _translated(images) else f"drew {count:,} samples"
+
+
+def secrecy(images: ImageSet) -> str:
+    """How far the set keeps its generator's training images secret."""
+    if _translated(images):
+        return "each image is a translation of a training image, which `source` names, and shows its scene"
+    return "near-copies were dropped, which is no proof that nothing of a training image can be recovered"
+
+
+def _translated(images: ImageSet) -> bool:
+    return "translated" in (images.generator or {})
 
 
 def headline(utility: Mapping[str, Any]) -> str:

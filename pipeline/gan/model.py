@@ -87,6 +87,10 @@ class Sources:
         into = [self._rows_into[number % 2] for number in numbers]
         return np.array([row[number // 2 % len(row)] for row, number in zip(into, numbers, strict=True)], np.int64)
 
+    def floats(self, numbers: np.ndarray) -> Tensor:
+        """The images that the samples `numbers` are translations of, float in [-1, 1]."""
+        return to_float(torch.from_numpy(self.images[self.rows(numbers)]))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
@@ -165,7 +169,7 @@ class Model:
         """
         if not self.translates:
             return self
-        shape, needed = images.shape[1:], (self.channels, self.image_size, self.image_size)
+        shape, needed = images.shape[1:], self._shape
         if shape != needed or set(labels.tolist()) != {0, 1}:
             raise UserError(
                 f"images to translate are {shape} with labels {sorted(set(labels.tolist()))}; the {self.family} model "
@@ -207,34 +211,46 @@ class Model:
             raise UserError(f"spread is {spread}; the {self.family} model translates and has no latents, needed 1")
         numbers = np.arange(start, start + count)
         labels = numbers % len(self.classes) if self.conditional else np.full(count, -1)
-        images = np.empty((count, self.channels, self.image_size, self.image_size), np.uint8)
+        images = np.empty((count, *self._shape), np.uint8)
         for chunk in range(start // CHUNK, -(-(start + count) // CHUNK)):
             chosen = numbers // CHUNK == chunk
             images[chosen] = self._chunk(seed, chunk, spread)[numbers[chosen] % CHUNK]
         return images, labels
 
     def interpolate(self, *, seed: int, steps: int) -> np.ndarray:
-        """The way from one sample to another, uint8 (K · steps, C, H, W): for each class, or once without classes."""
+        """The way from one sample to another, uint8 (K · steps, C, H, W): for each class, or once without classes.
+
+        Of a model that translates, from the first source of each domain to the second, mixed pixel by pixel.
+        """
         rows = len(self.classes) if self.conditional else 1
         labels = torch.arange(rows, device=self._device).repeat_interleave(steps)
         draws = InterpolatedDraws(seed, rows, steps, self._device)
-        return self._images(labels, draws, 1.0)
+        sources = None
+        if self.translates:
+            first, second = self.sources.floats(np.arange(2 * rows)).reshape(2, rows, 1, *self._shape)
+            way = torch.linspace(0, 1, steps).reshape(-1, 1, 1, 1)
+            sources = torch.lerp(first, second, way).flatten(0, 1).to(self._device)
+        return self._images(labels, draws, 1.0, sources)
 
     def _chunk(self, seed: int, chunk: int, spread: float) -> np.ndarray:
         numbers = np.arange(chunk * CHUNK, (chunk + 1) * CHUNK)
         labels = torch.from_numpy(numbers % len(self.classes)).to(self._device)
         sources = None
         if self.translates:
-            sources = to_float(torch.from_numpy(self.sources.images[self.sources.rows(numbers)]).to(self._device))
+            sources = self.sources.floats(numbers).to(self._device)
         return self._images(labels, ChunkDraws(seed, chunk, self._device), spread, sources)
 
     @torch.no_grad()
     def _images(self, labels: Tensor, draws: Draws, spread: float, sources: Tensor | None = None) -> np.ndarray:
         if not self.conditional:
             labels = torch.full_like(labels, -1)
-        none = torch.zeros((), device=self._device).expand(len(labels), self.channels, self.image_size, self.image_size)
+        none = torch.zeros((), device=self._device).expand(len(labels), *self._shape)
         batch = Batch(images=none if sources is None else sources, labels=labels, draws=draws)
         return to_uint8(self.generator.sample_like(batch, spread)).cpu().numpy()
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return self.channels, self.image_size, self.image_size
 
     @property
     def _device(self) -> torch.device:

@@ -60,6 +60,16 @@ def fidelity(generated: np.ndarray, real: np.ndarray, *, seed: int) -> dict[str,
     }
 
 
+def by_domain(labels: np.ndarray, *, translated: bool) -> list[np.ndarray]:
+    """The rows of images that are compared with real ones together: all, or of translations each domain by itself.
+
+    Two domains translated into each other are the same two domains when nothing is done to them at all.
+    """
+    if not translated:
+        return [np.arange(len(labels))]
+    return [np.flatnonzero(labels == domain) for domain in np.unique(labels)]
+
+
 def kid_subset_size(generated: int, real: int) -> int:
     """1000 as is usual, or half of the smaller set, so that subsets differ."""
     return min(1000, generated // 2, real // 2)

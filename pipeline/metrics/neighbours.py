@@ -30,6 +30,22 @@ def nearest(images: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.
     return distance, index
 
 
+def nearest_of_domain(
+    images: np.ndarray, labels: np.ndarray, references: np.ndarray, domains: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`nearest`, for translations into the domains `labels`: among the references of the same domain.
+
+    A translation is near to the image that it was made of, as it should be. Only where it is a copy, at distance 0, one
+    of the other domain is its nearest.
+    """
+    distance, index = nearest(images, references)
+    for label in np.unique(labels):
+        rows, among = np.flatnonzero((labels == label) & (distance > 0)), np.flatnonzero(domains == label)
+        distance[rows], found = nearest(images[rows], references[among])
+        index[rows] = among[found]
+    return distance, index
+
+
 def _nearest_rows(ours: Tensor, references: np.ndarray, rows: int) -> np.ndarray:
     """The index of the nearest reference to each row of `ours`, by |theirs|²/2 - ours·theirs."""
     least, index = torch.full((len(ours),), torch.inf), torch.zeros(len(ours), dtype=torch.int64)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import paths
-from pipeline.delivery.workspace import headline
+from pipeline.delivery.workspace import drawn, headline, secrecy
 from pipeline.errors import UserError
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import write_atomically
@@ -27,6 +27,7 @@ _PICTURES = {
     "distances": _FIGURES / "distances.png",
     "utility": paths.UTILITY / "figures" / "utility.png",
     "interpolation": paths.TRAINING / "interpolation.png",
+    "translations": paths.TRAINING / "samples.png",
 }
 _WORST = 5  # classes that are named for their gaps
 
@@ -72,6 +73,8 @@ def _content(workspace: Path) -> dict[str, Any]:
         "set": synthetic,
         "images": sum(map(sum, synthetic.counts.values())),
         "augmented": augmented,
+        "drawn": drawn(synthetic, augmented["drawn"]),
+        "secrecy": secrecy(synthetic),
         "dropped": ", ".join(
             f"{reason.replace('_', ' ')} {count:,}" for reason, count in augmented["dropped"].items() if count
         ),

@@ -17,6 +17,8 @@ _MEASURES = {  # dotted name in metrics.json: what it is called, how it is writt
     "fidelity.precision": ("precision", "{:.1%}", "floor.precision"),
     "fidelity.recall": ("recall", "{:.1%}", "floor.recall"),
     "fidelity.coverage": ("coverage", "{:.1%}", "floor.coverage"),
+    "cycle.error": ("there and back: mean error, of 255 levels", "{:.1f}", None),
+    "cycle.change": ("… changed by the translation", "{:.1f}", None),
     "agreement.mean": ("judges agree with the label", "{:.2%}", "judges.held_out_accuracy"),
     "agreement.worst_class": ("… in the worst class", "{:.2%}", None),
     "modes.pixel_spread": ("spread of pixels, against real", "{:.2f}", 1),

@@ -3,6 +3,8 @@
 Latents are drawn wider than in training, and what a classifier does not take for the asked-for class is dropped (GaFi,
 arXiv 2305.10118); so are near-copies of training images. Samples are judged in the order of their index and each class
 keeps the first that pass: a larger set begins with the smaller one.
+
+A generator that translates has no latents, and translates the training images: there are as many samples as these.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
@@ -27,7 +29,7 @@ from pipeline.imageset.layout import content_hash
 from pipeline.imageset.manifest import write_manifest
 from pipeline.metrics.classifier import Classifier, predict
 from pipeline.metrics.judges import FILTER, Judges
-from pipeline.metrics.neighbours import nearest
+from pipeline.metrics.neighbours import nearest, nearest_of_domain
 from pipeline.params import Document
 from pipeline.progress import ProgressLine
 
@@ -72,6 +74,8 @@ class Sampler(Protocol):
 
     def sample(self, *, seed: int, start: int, count: int, spread: float) -> tuple[np.ndarray, np.ndarray]: ...
 
+    def distinct(self, count: int) -> int: ...
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sieve:
@@ -80,7 +84,14 @@ class Sieve:
     filter: Classifier
     min_confidence: float
     train: NDArray[np.uint8]  # (N, C, H, W)
+    domains: NDArray[np.int64] | None = None  # of the training images (N,), where samples are translations of them
     copy_distance: float  # root mean square over pixels, in levels of 0 to 255
+
+    def distances(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """To the nearest training image, of a translation to the nearest of its domain."""
+        if self.domains is None:
+            return nearest(images, self.train)[0]
+        return nearest_of_domain(images, labels, self.train, self.domains)[0]
 
     def judge(self, images: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
         """Of samples (N, C, H, W): labels (asked for, or by the filter where -1), the filter's confidence in them,
@@ -90,7 +101,7 @@ class Sieve:
         likeliest = probabilities.argmax(axis=1)
         labels = np.where(asked < 0, likeliest, asked)
         confidences = probabilities[np.arange(len(labels)), labels]
-        distances, _ = nearest(images, self.train)
+        distances = self.distances(images, labels)
         reasons = np.select(
             [labels != likeliest, confidences < self.min_confidence, distances < self.copy_distance],
             _REASONS[:3],
@@ -110,6 +121,7 @@ class Selection:
     sieve: Sieve
     params: Params
     classes: tuple[str, ...]
+    origin: Callable[[int], Mapping[str, str]] = lambda index: {}  # what else is known of the sample of an index
     tally: Counter[tuple[int, str]] = dataclasses.field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[Row]:
@@ -117,9 +129,10 @@ class Selection:
         line = ProgressLine("augment", wanted, "images")
         contents: set[str] = set()
         for start in count(0, _CHUNK):
-            if start >= wanted * params.max_draws_per_image:
-                raise FailedError(self._too_few(start))
-            images, asked = self.sampler.sample(seed=params.seed, start=start, count=_CHUNK, spread=params.spread)
+            chunk = self.sampler.distinct(start + _CHUNK) - start
+            if chunk <= 0 or start >= wanted * params.max_draws_per_image:
+                raise FailedError(self._too_few(exhausted=chunk <= 0))
+            images, asked = self.sampler.sample(seed=params.seed, start=start, count=chunk, spread=params.spread)
             labels, confidences, distances, reasons = self.sieve.judge(images, asked)
             for place, (label, reason) in enumerate(zip(labels.tolist(), reasons, strict=True)):
                 content = content_hash(images[place])
@@ -142,6 +155,7 @@ class Selection:
                         "spread": params.spread,
                         "confidence": round(float(confidences[place]), 6),
                         "nearest_distance": round(float(distances[place]), 4),
+                        **self.origin(start + place),
                     },
                 )
                 if len(contents) == wanted:
@@ -158,14 +172,19 @@ class Selection:
         total = {found: sum(each[found] for each in by_class.values()) for found in ("kept", *_REASONS)}
         return {"drawn": self.tally.total(), "kept": total.pop("kept"), "dropped": total, "classes": by_class}
 
-    def _too_few(self, drawn: int) -> str:
+    def _too_few(self, *, exhausted: bool) -> str:
         label = min(range(len(self.classes)), key=lambda label: self.tally[label, "kept"])
         dropped = {reason: self.tally[label, reason] for reason in _REASONS if self.tally[label, reason]}
         why = ", ".join(f"{reason} {number:,}" for reason, number in dropped.items()) or "never drawn"
+        more = (
+            "fewer augment.images_per_class: all training images are translated"
+            if exhausted
+            else f"augment.max_draws_per_image above {self.params.max_draws_per_image}"
+        )
         return (
-            f"augment: {drawn:,} samples gave {self.tally[label, 'kept']:,} of {self.params.images_per_class:,} images "
-            f"of class '{self.classes[label]}' (dropped: {why}); needed a better model, lower augment.min_confidence, "
-            f"or augment.max_draws_per_image above {self.params.max_draws_per_image}"
+            f"augment: {self.tally.total():,} samples gave {self.tally[label, 'kept']:,} of "
+            f"{self.params.images_per_class:,} images of class '{self.classes[label]}' (dropped: {why}); needed a "
+            f"better model, lower augment.min_confidence, or {more}"
         )
 
 
@@ -177,15 +196,25 @@ def run(document: Document) -> None:
     made = (model.classes, model.channels, model.image_size)
     if made != (real.classes, real.channels, real.image_size):
         raise UserError(f"{paths.MODEL}: makes {_kind(*made)}; needed {_kind(real.classes, *real.shape[:2])}")
-    train, validation = real.arrays("train")[0], real.arrays("validation")[0]
+    train, labels = real.arrays("train")
+    model = model.with_sources(train, labels)
     sieve = Sieve(
         filter=judges.filter,
         min_confidence=params.min_confidence,
         train=train,
-        copy_distance=float(np.quantile(nearest(validation, train)[0], params.copy_quantile)),
+        domains=labels if model.translates else None,
+        copy_distance=0,
     )
+    expected = np.quantile(sieve.distances(*real.arrays("validation")), params.copy_quantile)
+    sieve = dataclasses.replace(sieve, copy_distance=float(expected))
     selection = Selection(sampler=model, sieve=sieve, params=params, classes=real.classes)
     generator = {"family": model.family, "model_sha256": model.sha256, "data_fingerprint": model.data_fingerprint}
+    how = "Drawn by a {} generator that learned from"
+    if model.translates:
+        generator["translated"] = "train split"
+        how = "Translated by a {} generator from the images that it learned from"
+        names = real.table("train", ["image.path"])["image"].combine_chunks().field("path").to_pylist()
+        selection.origin = lambda index: {"source": names[model.sources.rows(np.array([index]))[0]]}
     with atomic_folder(paths.SYNTHETIC) as folder:
         imageset = write_imageset(
             folder / paths.IMAGESET,
@@ -194,7 +223,7 @@ def run(document: Document) -> None:
             source={
                 "kind": "generator",
                 "licence": real.source.get("licence", ""),
-                "description": f"Drawn by a {model.family} generator that learned from: {real.source['description']}",
+                "description": f"{how.format(model.family)}: {real.source['description']}",
             },
             resize=None,
             synthetic=True,

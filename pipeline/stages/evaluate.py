@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -53,16 +54,31 @@ def read_params(document: Document) -> Params:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Images uint8 (N, C, H, W), their labels int64 (N,), -1 where none was asked for, and what they are."""
+    """Images uint8 (N, C, H, W), their labels int64 (N,), -1 where none was asked for, and what they are.
+
+    `translated`: made of real images of the other domain, so that each domain is compared by itself.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     description: str
+    translated: bool = False
 
     def draw(self, count: int, seed: int) -> Images:
         """`count` of them without replacement, in order; all when there are no more."""
         rows = np.sort(np.random.Generator(np.random.Philox(seed)).permutation(len(self.images))[:count])
+        return self._of(rows)
+
+    def parts(self, *, translated: bool) -> list[Images]:
+        """What is compared together, see fidelity.by_domain."""
+        return [self._of(rows) for rows in fidelity.by_domain(self.labels, translated=translated)]
+
+    def _of(self, rows: np.ndarray) -> Images:
         return dataclasses.replace(self, images=self.images[rows], labels=self.labels[rows])
+
+
+RoundTrip = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Images, their translations, and these translated back: Model.round_trip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +103,12 @@ def evaluate(
     params: Params,
     untrained: Images | None = None,
     validation: Images | None = None,
+    round_trip: RoundTrip | None = None,
 ) -> Evaluation:
     """Measure `generated` against the real images, and `untrained` samples of the same generator where given.
 
-    With `validation`, on which it chooses its σ, the Parzen log-likelihood of held-out images too.
+    With `validation`, on which it chooses its σ, the Parzen log-likelihood of held-out images too. With `round_trip`
+    how much is lost on the way.
 
     Fidelity is to the held-out images, which neither the generator nor the extractor has seen: towards the training
     images both lean, so that a set could score better than real images do. It takes as many generated images as there
@@ -107,23 +125,27 @@ def evaluate(
         for images, theirs in ((generated.images, labels), (train.images, train.labels))
     )
     spread = np.divide(spread, real_spread, out=np.full(k, np.nan), where=real_spread > 0)
-    nearest = neighbours.nearest(generated.images, train.images)
-    nearest_of_held_out = neighbours.nearest(held_out.images, train.images)
+    nearest, nearest_of_held_out = (_nearest(images, train, generated) for images in (generated, held_out))
 
-    real = held_out.draw(params.max_images, seed)
-    reference = embed(judges.extractor, real.images)
-    count = min(len(generated.images), len(real.images))
-    features = embed(judges.extractor, generated.draw(count, seed).images)
-    metrics: dict[str, Any] = {
-        "images": len(generated.images),
-        "fidelity": fidelity.fidelity(features, reference, seed=seed),
-    }
-    if len(train.images) >= count:
-        floor = embed(judges.extractor, train.draw(count, seed).images)
-        metrics["floor"] = fidelity.fidelity(floor, reference, seed=seed)
+    parts = [images.parts(translated=generated.translated) for images in (generated, held_out, train)]
+    references = [embed(judges.extractor, real.draw(params.max_images, seed).images) for real in parts[1]]
+    counts = [min(len(ours.images), len(theirs)) for ours, theirs in zip(parts[0], references, strict=True)]
+
+    def measured(images: Sequence[Images], measure: Callable[[np.ndarray, np.ndarray], dict[str, float]]) -> Any:
+        """The mean over the parts, so many images of each."""
+        drawn = [part.draw(count, seed).images for part, count in zip(images, counts, strict=True)]
+        scores = [measure(embed(judges.extractor, one), real) for one, real in zip(drawn, references, strict=True)]
+        return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+
+    all_of_it = partial(fidelity.fidelity, seed=seed)
+    metrics: dict[str, Any] = {"images": len(generated.images), "fidelity": measured(parts[0], all_of_it)}
+    if all(len(part.images) >= count for part, count in zip(parts[2], counts, strict=True)):
+        metrics["floor"] = measured(parts[2], all_of_it)
     if untrained:
-        features = embed(judges.extractor, untrained.draw(count, seed).images)
-        metrics["untrained"] = {"fid": fidelity.frechet_distance(features, reference)}
+        metrics["untrained"] = measured(
+            untrained.parts(translated=untrained.translated),
+            lambda features, real: {"fid": fidelity.frechet_distance(features, real)},
+        )
     if conditional:
         mean = float((judged == generated.labels).mean())
         metrics["agreement"] = {"mean": mean, "worst_class": float(np.nanmin(agreement))}
@@ -135,13 +157,17 @@ def evaluate(
     if np.isfinite(spread).any():
         metrics["modes"]["pixel_spread"] = float(np.nanmean(spread))
     metrics["memorization"] = neighbours.memorization(nearest[0], nearest_of_held_out[0])
-    protocol = _protocol(generated, train, held_out, count, len(reference), judges, seed)
+    protocol = _protocol(generated, train, held_out, counts, list(map(len, references)), judges, seed)
     if validation:
         samples, choosing = params.parzen_samples, validation.draw(parzen.CHOOSING, seed).images
         metrics["parzen"] = parzen.parzen(generated.images[:samples], choosing, held_out.images)
         if len(train.images) >= samples:
             metrics["parzen_real"] = parzen.parzen(train.draw(samples, seed).images, choosing, held_out.images)
         protocol.append(_parzen_protocol(generated, train, held_out, validation, params))
+    if round_trip:
+        metrics["cycle"] = {"error": _difference(round_trip[0], round_trip[2])}
+        metrics["cycle"]["change"] = _difference(*round_trip[:2])
+        protocol.append(_cycle_protocol(generated, len(round_trip[0])))
     metrics["protocol"] = [
         {"measures": [name for name in names if name in metrics], **entry} for names, entry in protocol
     ]
@@ -161,23 +187,46 @@ def evaluate(
     )
 
 
+def _nearest(images: Images, train: Images, generated: Images) -> tuple[np.ndarray, np.ndarray]:
+    """Distances to, and rows of, the nearest training images; of translations those of the same domain."""
+    if not generated.translated:
+        return neighbours.nearest(images.images, train.images)
+    return neighbours.nearest_of_domain(images.images, images.labels, train.images, train.labels)
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The mean absolute difference of images, uint8 (N, C, H, W)."""
+    return float(
+        np.mean([np.abs(one.astype(np.int16) - other).mean() for one, other in zip(ours, theirs, strict=True)])
+    )
+
+
 def _protocol(
-    generated: Images, train: Images, held_out: Images, count: int, reference: int, judges: Judges, seed: int
+    generated: Images,
+    train: Images,
+    held_out: Images,
+    counts: Sequence[int],
+    references: Sequence[int],
+    judges: Judges,
+    seed: int,
 ) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
     """What blocks of metrics were measured on and with; a list, which the tables of `dvc metrics` pass over."""
     classifiers = judges.about["classifiers"]
-    subset = fidelity.kid_subset_size(count, reference)
+    count, subsets = sum(counts), sorted(set(map(fidelity.kid_subset_size, counts, references)))
+    apart = {"domains": "each by itself, then the mean of both"} if generated.translated else {}
+    of_domain = " and of the same domain, since a translation is near to its source" if generated.translated else ""
     return [
         (
             ("fidelity", "floor", "untrained"),
             {
                 "generated": f"{count} of {len(generated.images)} {generated.description}",
-                "real": f"{reference} of {len(held_out.images)} {held_out.description}",
+                "real": f"{sum(references)} of {len(held_out.images)} {held_out.description}",
+                **apart,
                 "floor": f"{count} of {len(train.images)} {train.description}",
                 "extractor": f"in-domain residual network, pooled features, {judges.extractor.dimensions} dimensions",
                 "extractor_sha256": classifiers[EXTRACTOR]["sha256"],
                 "quantization": "uint8",
-                "kid": f"mean of {fidelity.KID_SUBSETS} subsets of {subset}, cubic kernel",
+                "kid": f"mean of {fidelity.KID_SUBSETS} subsets of {' and '.join(map(str, subsets))}, cubic kernel",
                 "precision_recall": f"{fidelity.NEIGHBOURS} nearest neighbours",
                 "density_coverage": f"{fidelity.COVERAGE_NEIGHBOURS} nearest neighbours",
                 "seed": seed,
@@ -200,7 +249,7 @@ def _protocol(
             ("memorization",),
             {
                 "generated": f"{len(generated.images)} {generated.description}",
-                "real": f"nearest of {len(train.images)} {train.description}",
+                "real": f"nearest of {len(train.images)} {train.description}{of_domain}",
                 "expected": f"the same of {len(held_out.images)} {held_out.description}",
                 "distance": "root mean square over pixels and channels, levels 0 to 255",
             },
@@ -228,6 +277,19 @@ def _parzen_protocol(
     )
 
 
+def _cycle_protocol(generated: Images, count: int) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return (
+        ("cycle",),
+        {
+            "generated": f"{2 * count} of {len(generated.images)} {generated.description}",
+            "real": "the images that these are translations of",
+            "error": "between an image and what its translation is translated back to",
+            "change": "between an image and its translation; without any, there would be no error either",
+            "difference": "mean absolute, levels 0 to 255",
+        },
+    )
+
+
 def run(document: Document, which: Literal["model", "synthetic"]) -> None:
     """Write out/evaluation/<which>: metrics.json and figures."""
     params = read_params(document)
@@ -236,7 +298,9 @@ def run(document: Document, which: Literal["model", "synthetic"]) -> None:
     judges = Judges.load(paths.FEATURES)
     # Held out is what nothing was chosen on: snapshots and the distance of copies are, on the validation split.
     train, held_out = _real(real, "train"), _real(real, "test")
-    generated, untrained = _from_model(real, params) if which == "model" else (_from_set(real, params), None)
+    generated, untrained, round_trip = (
+        _from_model(real, params) if which == "model" else (_from_set(real, params), None, None)
+    )
     found = evaluate(
         generated,
         train,
@@ -246,6 +310,7 @@ def run(document: Document, which: Literal["model", "synthetic"]) -> None:
         params=params,
         untrained=untrained,
         validation=_real(real, "validation") if which == "model" and params.parzen_samples else None,
+        round_trip=round_trip,
     )
     with atomic_folder(paths.EVALUATION / which) as folder:
         text = json.dumps(found.metrics, indent=2, ensure_ascii=False, allow_nan=False)
@@ -260,24 +325,36 @@ def _real(real: ImageSet, split: str) -> Images:
     return Images(images=images, labels=labels, description=description)
 
 
-def _from_model(real: ImageSet, params: Params) -> tuple[Images, Images]:
-    """Samples of the trained generator, and of the same one before training."""
+def _from_model(real: ImageSet, params: Params) -> tuple[Images, Images, RoundTrip | None]:
+    """Samples of the trained generator, and of the same one before training.
+
+    One that translates gets the held-out images to translate, and the round trip of these is the third.
+    """
     model = Model.load(paths.MODEL)
     _check_alike(real, paths.MODEL, model)
+    if model.translates and params.parzen_samples:
+        raise UserError(
+            f"params.yaml: evaluate.parzen_samples is {params.parzen_samples}; the {model.family} model translates and "
+            "has no density of its own, needed 0"
+        )
+    model = model.with_sources(*real.arrays("test"))
     spec = ImageSpec(channels=model.channels, image_size=model.image_size, classes=len(model.classes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
         generator = load_family(model.family).Generator(model.config, spec).eval().requires_grad_(False)
-    origin = f"samples of the {model.family} model {model.sha256[:12]}"
-    return (
-        _sampled(model, f"unfiltered {origin}", params),
-        _sampled(dataclasses.replace(model, generator=generator), f"untrained {origin}", params),
+    name = f"the {model.family} model {model.sha256[:12]}"
+    drawn = f"samples of {name} (seed {params.seed}, spread 1)"
+    origin = f"translations of the test split by {name}" if model.translates else drawn
+    generated, untrained = (
+        _sampled(one, f"{which} {origin}", params)
+        for one, which in ((model, "unfiltered"), (dataclasses.replace(model, generator=generator), "untrained"))
     )
+    return generated, untrained, model.round_trip(len(generated.images) // 2) if model.translates else None
 
 
-def _sampled(model: Model, origin: str, params: Params) -> Images:
-    images, labels = model.sample(seed=params.seed, start=0, count=params.max_images)
-    return Images(images=images, labels=labels, description=f"{origin} (seed {params.seed}, spread 1)")
+def _sampled(model: Model, description: str, params: Params) -> Images:
+    images, labels = model.sample(seed=params.seed, start=0, count=model.distinct(params.max_images))
+    return Images(images=images, labels=labels, description=description, translated=model.translates)
 
 
 def _from_set(real: ImageSet, params: Params) -> Images:
@@ -285,7 +362,9 @@ def _from_set(real: ImageSet, params: Params) -> Images:
     _check_alike(real, synthetic.root, synthetic)
     images, labels = synthetic.arrays("train")
     description = f"released images (drawn from {len(images)} of {synthetic.fingerprint[:12]}, seed {params.seed})"
-    return Images(images=images, labels=labels, description=description).draw(params.max_images, params.seed)
+    translated = "translated" in (synthetic.generator or {})
+    released = Images(images=images, labels=labels, description=description, translated=translated)
+    return released.draw(params.max_images, params.seed)
 
 
 def _check_alike(real: ImageSet, path: Path, other: ImageSet | Model) -> None:

@@ -36,7 +36,7 @@ from pipeline.gan.training import Snapshot, Trainer, describe_diversity
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder, write_atomically
 from pipeline.metrics.classifier import Classifier, embed
-from pipeline.metrics.fidelity import frechet_distance
+from pipeline.metrics.fidelity import by_domain, frechet_distance
 from pipeline.metrics.judges import Judges
 from pipeline.metrics.modes import least_diverse, mean_distances
 from pipeline.params import Document
@@ -110,11 +110,16 @@ def _run(params: Params, config: Any, stop: Stop) -> None:
     if config.precision == "auto":
         config = dataclasses.replace(config, precision=from_first(fastest_precision(device)))
     family = _family(params, config, real).to(device)
+    if family.balanced and params.batch_size % len(real.classes):
+        raise UserError(
+            f"params.yaml: train.batch_size is {params.batch_size}; needed a multiple of {len(real.classes)}, the "
+            f"classes, which {params.family} wants equally often"
+        )
     inputs = _inputs(params, config, real)
     _require_those_of_the_first(inputs)
     with distributed.first_of_host():
         arrays = real.arrays("train")
-    batches = Batches(*arrays, batch_size=params.batch_size, seed=params.seed, device=device)
+    batches = Batches(*arrays, batch_size=params.batch_size, seed=params.seed, device=device, balanced=family.balanced)
     build = partial(Trainer, batches=batches, images=params.images, snapshot_images=params.snapshot_images)
     trial = partial(build, judge=_ask_the_first)
     if distributed.rank() > 0:
@@ -211,17 +216,25 @@ class Stop:
 
 
 class SnapshotJudge:
-    """Scores snapshots by their Fréchet distance to held-out images, measures diversity, and draws a grid of each."""
+    """Scores snapshots by their Fréchet distance to held-out images, measures diversity, and draws a grid of each.
+
+    Translations are of the same images that they are compared with, those of the other domain.
+    """
 
     def __init__(self, model: Model, extractor: Classifier, real: ImageSet, grids: Path, stop: Stop) -> None:
         """`model` says what all snapshots have in common. A validation split too small for it is eked out."""
-        self.model, self.extractor, self.grids, self.stop = model, extractor, grids, stop
-        enough = sum(real.counts["validation"]) > extractor.dimensions
+        self.extractor, self.grids, self.stop = extractor, grids, stop
+        held_out = real.counts["validation"]
+        enough = (min(held_out) if model.translates else sum(held_out)) > extractor.dimensions
         splits = ["validation"] if enough else ["validation", "train"]
         self.metric = f"Fréchet distance to the {' and '.join(splits)} split in features of the in-domain extractor"
-        arrays = [real.arrays(split) for split in splits]
-        self.reference = np.concatenate([embed(extractor, images) for images, _ in arrays])
-        labels = np.concatenate([labels for _, labels in arrays])
+        if model.translates:
+            self.metric += ", of translations of that split into each domain, the mean of both"
+        images, labels = map(np.concatenate, zip(*map(real.arrays, splits), strict=True))
+        self.model, self.shown = model.with_sources(images, labels), model.with_sources(*real.arrays("validation"))
+        self.samples = self.model.distinct(_SCORED)
+        self.reference = embed(extractor, images)
+        self.parts = by_domain(labels, translated=model.translates)
         self.distances = mean_distances(self.reference, labels if model.conditional else np.full_like(labels, -1))
 
     def __call__(self, generator: Generator, images_seen: int) -> Snapshot | None:
@@ -234,12 +247,16 @@ class SnapshotJudge:
 
     def _judge(self, generator: Generator, images_seen: int) -> Snapshot:
         model = dataclasses.replace(self.model, generator=generator, images_seen=images_seen)
-        write_atomically(self.grids / f"{images_seen:08d}.png", sample_grid(model, seed=_SEED))
-        images, labels = model.sample(seed=_SEED + 1, start=0, count=_SCORED)
+        write_atomically(self.grids / f"{images_seen:08d}.png", self.grid(generator))
+        images, labels = model.sample(seed=_SEED + 1, start=0, count=self.samples)
         generated = embed(self.extractor, images)
-        score = frechet_distance(generated, self.reference)
+        pairs = zip(by_domain(labels, translated=model.translates), self.parts, strict=True)
+        score = np.mean([frechet_distance(generated[ours], self.reference[theirs]) for ours, theirs in pairs])
         label, diversity = least_diverse(mean_distances(generated, labels), self.distances)
-        return Snapshot(images_seen, score, diversity, model.classes[label] if label >= 0 else "")
+        return Snapshot(images_seen, float(score), diversity, model.classes[label] if label >= 0 else "")
+
+    def grid(self, generator: Generator) -> bytes:
+        return sample_grid(dataclasses.replace(self.shown, generator=generator), seed=_SEED)
 
 
 def _ask_the_first(generator: Generator, images_seen: int) -> Snapshot | None:
@@ -281,7 +298,7 @@ def _write(trainer: Trainer, judge: SnapshotJudge, inputs: dict[str, Any]) -> No
     selection = {
         "metric": judge.metric,
         "score": best.score,
-        "samples": _SCORED,
+        "samples": judge.samples,
         "real_images": len(judge.reference),
         "snapshots": len(trainer.snapshots),
     }
@@ -292,7 +309,7 @@ def _write(trainer: Trainer, judge: SnapshotJudge, inputs: dict[str, Any]) -> No
         model.save(folder)
     with atomic_folder(paths.TRAINING) as folder:
         shutil.copytree(judge.grids, folder / "grids")
-        (folder / "samples.png").write_bytes(sample_grid(model, seed=_SEED))
+        (folder / "samples.png").write_bytes(judge.grid(model.generator))
         (folder / "interpolation.png").write_bytes(interpolation_strip(model, seed=_SEED))
         (folder / _INPUTS).write_text(json.dumps(inputs, indent=2) + "\n", encoding="utf-8")
         _write_csv(folder / "curves.csv", trainer.curves)

@@ -217,6 +217,13 @@ def test_a_round_trip_ends_at_its_source() -> None:
     assert np.array_equal(back, there)
 
 
+def test_the_way_between_translations_is_through_mixed_sources() -> None:
+    strip = make_translator().interpolate(seed=0, steps=3)
+    assert strip[:4, 0, 0, 0].tolist() == [102, 103, 104, 200]  # of rows 2, to 4; of row 0
+    assert strip[5, 0, 0, 0] == 201  # to 1
+    assert (strip == strip[:, :1, :1, :1]).all()
+
+
 def test_a_model_of_noise_takes_no_sources_and_a_translating_one_needs_them(tmp_path: Path) -> None:
     model = make_model()
     assert model.with_sources(np.zeros((2, 3, 8, 8), np.uint8), np.array([0, 1])) is model

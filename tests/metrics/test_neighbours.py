@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.metrics.neighbours import memorization, nearest
+from pipeline.metrics.neighbours import memorization, nearest, nearest_of_domain
 
 
 def noise(count: int, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -67,3 +67,12 @@ def test_copies_are_all_nearer_and_new_images_as_expected() -> None:
     assert fresh["nearer_than_median"] == pytest.approx(0.5, abs=0.05)
     assert fresh["nearer_than_percentile_1"] == pytest.approx(0.01, abs=0.01)
     assert fresh["copies"] == 0
+
+
+def test_of_a_translation_the_nearest_is_of_its_domain_unless_it_is_a_copy() -> None:
+    references = np.array([10, 20, 100, 200], np.uint8)[:, None, None, None].repeat(4, axis=3)
+    domains = np.array([0, 0, 1, 1])
+    images = np.array([21, 20, 110, 15], np.uint8)[:, None, None, None].repeat(4, axis=3)
+    distances, rows = nearest_of_domain(images, np.array([1, 1, 0, 0]), references, domains)
+    assert rows.tolist() == [2, 1, 1, 0]  # its source, at 1, does not count; a copy does; then two of its own domain
+    assert distances.tolist() == [79, 0, 90, 5]

@@ -63,6 +63,9 @@ class FaultySampler:
         rows = slice(start, start + count)
         return self.images[rows], self.asked[rows] if self.conditional else np.full(count, -1)
 
+    def distinct(self, count: int) -> int:
+        return count
+
 
 def select(classifier: Classifier, sampler: Any = None, **settings: Any) -> tuple[list[Row], Selection]:
     params = Params(**{"images_per_class": 100, "min_confidence": 0.5} | settings)

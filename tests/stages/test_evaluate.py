@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -331,3 +332,18 @@ def test_another_kind_of_images_is_refused_and_the_older_report_stays(
 def test_a_setting_that_cannot_be_is_named(setting: dict[str, int], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         stage.read_params(Document({"evaluate": setting}))
+
+
+def test_translations_that_change_nothing_do_not_measure_as_the_domains_they_should_be_in(judges: Judges) -> None:
+    train, held_out = (
+        dataclasses.replace(bars, images=bars.images[bars.labels < 2], labels=bars.labels[bars.labels < 2])
+        for bars in (TRAIN, HELD_OUT)
+    )
+
+    def over_floor(labels: np.ndarray) -> float:
+        same = dataclasses.replace(held_out, labels=labels, translated=True)
+        metrics = evaluate(same, train, held_out, classes=CLASSES, judges=judges, params=PARAMS).metrics
+        return float(metrics["fidelity"]["fid"] / metrics["floor"]["fid"])
+
+    assert over_floor(held_out.labels) == pytest.approx(0, abs=1e-4)
+    assert over_floor(1 - held_out.labels) > 5
