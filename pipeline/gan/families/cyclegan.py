@@ -88,7 +88,10 @@ class Translator(nn.Sequential):
 
 
 class PatchGAN(nn.Sequential):
-    """Images (B, C, H, W) to a map of scores (B, 1, h, w), each of one patch (Isola et al. 2017, arXiv 1611.07004)."""
+    """Images (B, C, H, W) to a map of scores (B, 1, h, w), each of one patch (Isola et al. 2017, arXiv 1611.07004).
+
+    Scores are in the precision of the weights, under autocast too.
+    """
 
     def __init__(self, config: Config, spec: ImageSpec) -> None:
         widths = [config.width * min(8, 2**level) for level in range(config.discriminator_layers + 1)]
@@ -97,7 +100,14 @@ class PatchGAN(nn.Sequential):
             stride = 1 if level == config.discriminator_layers else 2
             layers += [nn.Conv2d(widths[level - 1], width, 4, stride, 1, bias=False)]
             layers += [nn.InstanceNorm2d(width), nn.LeakyReLU(0.2)]
-        super().__init__(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        super().__init__(nn.Sequential(*layers), nn.Conv2d(widths[-1], 1, 4, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        layers, score = self
+        features = layers(images)
+        with torch.autocast(images.device.type, enabled=False):
+            scores: Tensor = score(features.to(score.weight.dtype))
+        return scores
 
 
 def _initialize(network: nn.Module) -> None:
@@ -151,8 +161,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores (B, 1, h, w) of images (B, C, H, W) that are by turns of domain 0 and 1."""
-        scores = _alternate(*(patches(images[label::2]) for label, patches in enumerate(self.of)))
-        return scores.to(torch.get_default_dtype())
+        return _alternate(*(patches(images[label::2]) for label, patches in enumerate(self.of)))
 
 
 def exchange(pool: Tensor, held: Tensor, fakes: Tensor, draws: Tensor) -> Tensor:

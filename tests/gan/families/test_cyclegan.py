@@ -92,9 +92,9 @@ def test_samples_are_translations_into_the_domain_of_the_label() -> None:
 @pytest.mark.parametrize(("layers", "side"), [(1, 16), (2, 34), (3, 70)])
 def test_a_score_sees_a_patch_of_that_many_pixels(layers: int, side: int) -> None:
     patches = PatchGAN(Config(width=2, discriminator_layers=layers), _spec(128))
-    for name, module in patches.named_children():
+    for name, module in patches[0].named_children():
         if isinstance(module, nn.InstanceNorm2d):  # whose statistics are of the whole image
-            setattr(patches, name, nn.Identity())
+            setattr(patches[0], name, nn.Identity())
     image = torch.randn(1, 3, 128, 128, requires_grad=True)
     scores = patches(image)
     scores[0, 0, scores.shape[2] // 2, scores.shape[3] // 2].backward()
@@ -112,7 +112,7 @@ def test_the_networks_are_those_of_the_paper(size: int, blocks: int, millions: f
     widths = [layer.out_channels for layer in convolutions]
     assert widths == [64, 128, 256, *[256] * (2 * blocks), 128, 64, 3]
     assert sum(p.numel() for p in translator.parameters()) / 1e6 == pytest.approx(millions, abs=0.02)
-    assert [layer.out_channels for layer in patches if isinstance(layer, nn.Conv2d)] == [64, 128, 256, 512, 1]
+    assert [layer.out_channels for layer in patches.modules() if isinstance(layer, nn.Conv2d)] == [64, 128, 256, 512, 1]
 
 
 @pytest.mark.parametrize(("layers", "size"), [(1, 8), (1, 20), (2, 12), (3, 24), (3, 64)])
