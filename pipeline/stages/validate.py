@@ -46,7 +46,10 @@ def run(document: Document, which: Literal["real", "synthetic"]) -> None:
     content = json.dumps(count_images(manifest) | report.to_json(), indent=2, ensure_ascii=False)
     write_atomically(target / "report.json", f"{content}\n".encode())
     if not report.success:
-        raise FailedError(f"{source / paths.MANIFEST}: {failure(report)}; see {target / 'docs' / 'index.html'}")
+        raise FailedError(
+            f"{source / paths.MANIFEST}: {failure(report)}; see {target / 'docs' / 'index.html'}, "
+            f"and 'validate' in {document.name} for the thresholds"
+        )
     print(f"{which}: all {len(report.verdicts)} expectations hold for {len(manifest):,} images")
 
 

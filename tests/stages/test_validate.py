@@ -76,7 +76,8 @@ def test_a_leak_fails_in_one_sentence_after_report_and_docs_were_written() -> No
         validate.run(DOCUMENT, "real")
     assert str(caught.value) == (
         "out/real/manifest.parquet: 1 of 25 expectations failed: 'no picture is in two splits' (2 of 61 rows: 0.png "
-        "(splits_of_content 2), again.png (splits_of_content 2)); see out/validation/real/docs/index.html"
+        "(splits_of_content 2), again.png (splits_of_content 2)); see out/validation/real/docs/index.html, and "
+        "'validate' in params.yaml for the thresholds"
     )
     report = json.loads(Path("out/validation/real/report.json").read_bytes())
     assert report["success"] is False
