@@ -123,8 +123,11 @@ def _run(params: Params, config: Any, stop: Stop) -> None:
     build = partial(Trainer, batches=batches, images=params.images, snapshot_images=params.snapshot_images)
     trial = partial(build, judge=_ask_the_first)
     if distributed.rank() > 0:
-        _set_threads(params.threads, family, trial, None)
-        _help(trial(family), stop)
+        try:
+            _set_threads(params.threads, family, trial, None)
+            _help(trial(family), stop)
+        except FailedError as error:
+            sys.exit(error.exit_status)  # process 0 says why
         return
     model = Model(
         family=params.family,
@@ -280,13 +283,10 @@ def _train(trainer: Trainer, checkpoints: Checkpoints, stop: Stop) -> None:
 
 def _help(trainer: Trainer, stop: Stop) -> None:
     """The same beside process 0, which writes and speaks for all."""
-    try:
-        if (state := from_first(None)) is not None:
-            trainer.restore(state)
-        with stop.noting():
-            training.run(trainer, None, report=lambda *_: None, say=lambda _: None, stopping=stop)
-    except FailedError as error:
-        sys.exit(error.exit_status)
+    if (state := from_first(None)) is not None:
+        trainer.restore(state)
+    with stop.noting():
+        training.run(trainer, None, report=lambda *_: None, say=lambda _: None, stopping=stop)
     if not trainer.finished:
         sys.exit(128 + stop.signal_number)
 

@@ -248,21 +248,21 @@ def test_two_runs_with_the_same_inputs_do_not_meet(workspace: Path) -> None:
     assert "another process is training with the same inputs" in other.log.read_text()
 
 
-def test_two_processes_make_the_model_that_one_makes(workspace: Path) -> None:
-    document = _document(family="dcgan", images=640, snapshot_images=320)
-    train.run(document)
+def test_two_processes_that_torchrun_starts_make_the_model_that_one_makes(workspace: Path) -> None:
+    settings = {"family": "dcgan", "images": 640, "snapshot_images": 320}
+    train.run(_document(**settings))
     alone = Model.load(paths.MODEL)
-    shutil.rmtree("out/model")
-    shutil.rmtree("out/training")
-    with Command(workspace) as command:
-        command.start(_document(family="dcgan", images=640, snapshot_images=320, processes=2))
-        assert command.status() == 0, command.log.read_text()
+    _outputs(workspace)
+    with (workspace / "params.yaml").open("w") as file:
+        YAML().dump(_document(**settings, processes=2).content, file)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ended = subprocess.run([*torchrun, "-m", "pipeline", "stage", "train"], capture_output=True, text=True, check=True)
+    assert ended.stderr.count("kept the generator") == 1
     together = Model.load(paths.MODEL)
     assert together.images_seen == alone.images_seen
     assert together.selection["score"] == pytest.approx(alone.selection["score"], rel=0.05)
     ours, theirs = (model.sample(seed=1, start=0, count=30)[0].astype(int) for model in (together, alone))
     assert abs(ours - theirs).mean() < 1  # gray levels: bfloat16 rounds sums of half a batch otherwise
-    assert command.log.read_text().count("kept the generator") == 1
     assert _states(workspace) == []
 
 
@@ -291,14 +291,6 @@ def test_when_one_process_is_killed_all_end(workspace: Path) -> None:
         assert command.status() == 1
     assert "process 1 of the 2 that trained together was killed by SIGKILL" in command.log.read_text()
     assert not any(Path(f"/proc/{child}").exists() for child in children)
-
-
-def test_torchrun_starts_it_too(workspace: Path) -> None:
-    with (workspace / "params.yaml").open("w") as file:
-        YAML().dump(_document(images=320, snapshot_images=320, processes=2).content, file)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*torchrun, "-m", "pipeline", "stage", "train"], check=True)
-    assert Model.load(paths.MODEL).selection["snapshots"] == 2
 
 
 def test_another_number_of_processes_than_torchrun_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
