@@ -78,7 +78,7 @@ def read_all_params(workspace: Path) -> Document:
 def prefect_answers(url: str) -> bool:
     """Whether anybody answers at the URL of a Prefect API."""
     try:
-        urllib.request.urlopen(f"{url}/health", timeout=5).close()
+        urllib.request.urlopen(f"{url}/health", timeout=30).close()  # a busy machine takes its time
     except urllib.error.HTTPError:
         return True  # and wants to know who asks
     except (OSError, ValueError):
