@@ -85,6 +85,8 @@ def _initialize(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(module.weight, 0, 0.02)
+        elif isinstance(module, ProjectionScore) and module.embedding is not None:
+            nn.init.normal_(module.embedding.weight, 0, 0.02)  # louder, and the generator heeds nothing but the label
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1, 0.02)
     network.to(memory_format=torch.channels_last)

@@ -59,3 +59,14 @@ def test_without_labels_labels_change_nothing() -> None:
     images = generator(latents, none)
     assert torch.equal(images, generator(latents, torch.tensor([1, 2])))
     assert torch.equal(discriminator(images, none), discriminator(images, torch.tensor([1, 2])))
+
+
+def test_a_label_begins_no_louder_in_a_score_than_the_image_itself() -> None:
+    torch.manual_seed(0)
+    discriminator = Discriminator(Config(width=8), _spec(32, channels=1), None)
+    images = torch.rand(64, 1, 32, 32) * 2 - 1
+    with torch.no_grad():
+        features = discriminator.layers(images)
+        own = discriminator.score.linear(features)
+        of_labels = features @ discriminator.score.embedding.weight.T
+    assert of_labels.abs().mean() < 3 * own.abs().mean()
