@@ -157,6 +157,7 @@ def test_what_is_not_there_and_may_not_be_downloaded_is_said(tmp_path: Path, dat
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_a_download_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str) -> None:
+    monkeypatch.setattr("urllib.request._opener", None)  # made of these proxies at its first use, then kept for all
     for name in ("http_proxy", "https_proxy"):  # nobody listens there
         monkeypatch.setenv(name, "http://127.0.0.1:9")
         monkeypatch.delenv(name.upper(), raising=False)
