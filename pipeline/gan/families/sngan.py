@@ -3,8 +3,10 @@
 New: each weight of the discriminator is divided by its largest singular value, which costs one power iteration a step,
 so its slope is bound everywhere and not only where samples happen to lie. As in the paper's best results the networks
 are residual (appendix B.4), the loss is the hinge (equations 16 and 17), Adam has no momentum, the learning rate falls
-all the way, and the discriminator makes five steps. Labels go into the generator's batch normalization (Dumoulin et al.
-2017) and into the discriminator by projection (Miyato & Koyama 2018, arXiv 1802.05637), the same authors' next paper.
+all the way, and the discriminator makes five steps. Labels go into the generator's batch normalization and into the
+discriminator by projection, as in the same authors' next paper (Miyato & Koyama 2018, arXiv 1802.05637), and also into
+the generator with the latent, as in BigGAN (Brock et al. 2019, arXiv 1809.11096): gains alone, which all begin as 1,
+take many times as long to tell classes apart.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pipeline.gan import family, game, objectives
 from pipeline.gan.family import ImageSpec, at_least
 from pipeline.gan.layers import (
     ConditionalBatchNorm2d,
+    LabelJoin,
     NoiseGenerator,
     ProjectionScore,
     doublings,
@@ -38,6 +41,7 @@ class Config(game.Config):
     beta2: float = 0.9
     fall_from: float = 0.0
     latent_size: int = 128
+    embedding_size: int = 32  # of the label, where it is joined to the latent
     objective: objectives.Name = "hinge"
     discriminator_steps: int = 5
     width: int = 128  # channels of the discriminator up to 32×32, half as many at each larger size; generator: twice
@@ -45,7 +49,7 @@ class Config(game.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, width=1)
+        at_least(self, embedding_size=1, width=1)
 
 
 def _channels(width: int, size: int) -> int:
@@ -76,7 +80,8 @@ class Generator(NoiseGenerator):
         super().__init__(config.latent_size, conditional=config.class_conditional)
         classes = spec.classes if self.conditional else 0
         channels = [_channels(2 * config.width, 4 * 2**level) for level in range(doublings(spec) + 1)]
-        self.first = nn.Linear(config.latent_size, channels[0] * 4 * 4)
+        self.join = LabelJoin(config.latent_size, classes, config.embedding_size)
+        self.first = nn.Linear(self.join.size, channels[0] * 4 * 4)
         self.blocks = nn.ModuleList(
             GeneratorBlock(before, after, classes) for before, after in itertools.pairwise(channels)
         )
@@ -86,7 +91,7 @@ class Generator(NoiseGenerator):
         _initialize(self)
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        maps = self.first(latents).unflatten(1, (-1, 4, 4))
+        maps = self.first(self.join(latents, labels)).unflatten(1, (-1, 4, 4))
         for block in self.blocks:
             maps = block(maps, labels)
         images: Tensor = self.last(maps)

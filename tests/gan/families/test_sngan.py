@@ -64,3 +64,11 @@ def test_outside_training_the_discriminator_changes_nothing_and_is_deterministic
 
     assert torch.equal(scores(), scores())
     assert all(torch.equal(before[name], tensor) for name, tensor in discriminator.state_dict().items())
+
+
+def test_a_young_generator_tells_classes_apart_where_it_is_told_them() -> None:
+    latents = torch.randn(1, 128).expand(3, -1)
+    for wanted in (True, False):
+        generator = Family(Config(width=8, class_conditional=wanted), _spec(8)).generator.eval()
+        images = generator(latents, torch.arange(3))
+        assert len({tuple(image.flatten().tolist()) for image in images}) == (3 if wanted else 1)
