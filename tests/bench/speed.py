@@ -328,7 +328,7 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     console = Console(width=150, highlight=False)
     console.print(hardware())
-    matrix_rates = {name: matrix_rate(getattr(torch, name)) for name in ("float32", "bfloat16")}
+    matrix_rates = {name: matrix_rate(getattr(torch, name)) for name in sorted({"float32", PRECISION})}
     for name, rate in matrix_rates.items():
         console.print(f"products of 2048×2048 matrices in {name}: {rate / 1e9:,.0f} GFLOP/s")
     console.print(f"batches of {BATCH} random images, uint8 3×{SIZE}×{SIZE}; medians of {TURNS} turns\n")
