@@ -57,8 +57,8 @@ class Document:
         walked: list[str] = []
         for part in key.split("."):
             if part not in found:
-                hint = difflib.get_close_matches(part, map(str, found), n=1)
-                also = f"; did you misspell it as '{hint[0]}'?" if hint else ""
+                hint = difflib.get_close_matches(part, map(str, found), n=1, cutoff=0.75)
+                also = f"; did you misspell it as '{hint[0]}'?" if hint else "; needed this section"
                 raise self.error(".".join([*walked, part]), f"is missing{also}")
             value = found[part]
             walked.append(part)

@@ -13,9 +13,11 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ from pipeline.imageset import ImageSet
 from pipeline.params import Document
 
 _CALIBRATION_SECONDS = 20.0
+_GRIDS = Path("out/families")
 
 
 def main() -> None:
@@ -39,32 +42,40 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch (default: all)")
     arguments = parser.parse_args()
     _dvc("repro", "features")
-    rows = {name: _measure(name, arguments.minutes, arguments.threads) for name in arguments.families}
+    rates = {name: _images_a_second(name, arguments.threads) for name in arguments.families}
+    rows = {name: _measure(name, int(rate * 60 * arguments.minutes), arguments.threads) for name, rate in rates.items()}
     _show(rows, arguments.minutes, arguments.threads)
 
 
-def _measure(name: str, minutes: float, threads: int) -> dict[str, Any]:
+def _measure(name: str, images: int, threads: int) -> dict[str, Any]:
     """Train and evaluate one family as an experiment; its metrics and what it cost."""
-    images = int(_images_a_second(name, threads) * 60 * minutes)
     settings = {
         "train.family": name,
         "train.images": images,
         "train.snapshot_images": max(1, images // 10),
-        "train.threads": threads,
-        f"+families.{name}.class_conditional": "false",
+        "++train.threads": threads,
     }
     sets = [word for key, value in settings.items() for word in ("-S", f"{key}={value}")]
-    said = _dvc("exp", "run", "--force", "--name", f"bench-{name}", *sets, "evaluate@model")
+    experiment = f"bench-{name}"
+    subprocess.run([sys.executable, "-m", "dvc", "exp", "remove", experiment], capture_output=True, check=False)
+    said = _dvc("exp", "run", "--name", experiment, *sets, "evaluate@model")
     metrics = json.loads((paths.EVALUATION / "model" / "metrics.json").read_bytes())
+    _GRIDS.mkdir(exist_ok=True)
+    shutil.copy(paths.TRAINING / "samples.png", _GRIDS / f"{name}.png")
     cost = re.search(r"^train: [\d,]+ images in (.+, \d+ CPU-seconds)$", said, re.MULTILINE)
-    return {"images": images, "cost": cost[1] if cost else "", "metrics": metrics, "judged": _shares()}
+    return {
+        "images": images,
+        "cost": cost[1] if cost else "",
+        "metrics": metrics,
+        "judged": _shares(),
+        "diversity": _diversity(),
+    }
 
 
 def _images_a_second(name: str, threads: int) -> float:
     """Of the trainer alone, without snapshots, on the training split."""
     real, module = ImageSet.open(paths.REAL / paths.IMAGESET), load_family(name)
     document = Document.load(paths.PARAMS)
-    document.content.setdefault("families", {}).setdefault(name, {})["class_conditional"] = False
     config = document.section(f"families.{name}", module.Config)
     spec = ImageSpec(channels=real.channels, image_size=real.image_size, classes=len(real.classes))
     torch.set_num_threads(threads)
@@ -92,6 +103,13 @@ def _shares() -> list[float]:
     return [(found / sum(judged)) / (there / sum(real)) for found, there in zip(judged, real, strict=True)]
 
 
+def _diversity() -> float:
+    """Of the kept snapshot's least diverse class, in proportion to real images."""
+    with (paths.TRAINING / "snapshots.csv").open() as file:
+        kept = min(csv.DictReader(file), key=lambda row: float(row["score"]))
+    return float(kept["diversity"])
+
+
 def _dvc(*words: str) -> str:
     """What the command said, which is shown as it comes."""
     said = []
@@ -111,7 +129,8 @@ def _show(rows: dict[str, dict[str, Any]], minutes: float, threads: int) -> None
     table = Table(
         title=f"{minutes:g} minutes each on {device}; torch {torch.__version__}", title_justify="left", box=None
     )
-    for column in ("family", "images seen", "cost", "FID", "precision", "recall", "coverage", "rarest", "commonest"):
+    numbers = ("FID", "precision", "recall", "coverage", "modes", "KL", "rarest", "commonest", "diversity")
+    for column in ("family", "images seen", "cost", *numbers):
         table.add_column(column, justify="left" if column == "family" else "right")
     for name, row in rows.items():
         table.add_row(
@@ -119,21 +138,25 @@ def _show(rows: dict[str, dict[str, Any]], minutes: float, threads: int) -> None
             f"{row['images']:,}",
             row["cost"],
             *_fidelity(row["metrics"]["fidelity"]),
+            *_balance(row["metrics"]["modes"]),
             f"{min(row['judged']):.2f}",
             f"{max(row['judged']):.2f}",
+            f"{row['diversity']:.2f}",
         )
-    floor = next(iter(rows.values()))["metrics"].get("floor")
-    if floor:
-        table.add_row("real images", "", "", *_fidelity(floor), "", "")
-    table.caption = "\n".join(
-        f"{key}: {value}" for entry in next(iter(rows.values()))["metrics"]["protocol"] for key, value in entry.items()
-    )
+    metrics = next(iter(rows.values()))["metrics"]
+    if floor := metrics.get("floor"):
+        table.add_row("real images", "", "", *_fidelity(floor), *_balance(metrics["modes_floor"]), "", "", "")
+    table.caption = "\n".join(f"{key}: {value}" for entry in metrics["protocol"] for key, value in entry.items())
     table.caption_justify = "left"
-    Console(width=120).print(table)
+    Console(width=140).print(table)
 
 
 def _fidelity(block: dict[str, float]) -> list[str]:
     return [f"{block['fid']:.3f}", *(f"{block[name]:.3f}" for name in ("precision", "recall", "coverage"))]
+
+
+def _balance(block: dict[str, float]) -> list[str]:
+    return [f"{block['classes_seen']}", f"{block['kl_from_real']:.3f}"]
 
 
 if __name__ == "__main__":
