@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_params_yaml_of_a_fresh_clone_is_the_digits_recipe() -> None:
-    committed = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=ROOT, capture_output=True, text=True, check=True)
+    committed = subprocess.run(
+        ["git", "show", "HEAD:params.yaml"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert committed.stdout == (ROOT / "pipeline/recipes/digits.yaml").read_text()
 
 
