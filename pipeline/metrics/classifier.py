@@ -19,6 +19,7 @@ from pipeline.errors import FailedError
 from pipeline.gan.pixels import to_float
 
 _BATCH = 128
+NARROWEST = 8  # channels: oneDNN's AVX2 kernel for the gradient of strided 1×1 convolutions writes past fewer
 _PREDICT_BATCH = 512
 
 

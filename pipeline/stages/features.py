@@ -17,7 +17,7 @@ from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder
-from pipeline.metrics.classifier import Classifier, predict, save, train_classifier
+from pipeline.metrics.classifier import NARROWEST, Classifier, predict, save, train_classifier
 from pipeline.metrics.judges import EXTRACTOR, FILTER, INDEX, JUDGES
 from pipeline.params import Document
 from pipeline.progress import ProgressLine
@@ -39,8 +39,8 @@ class Params:
             raise ValueError(f"seed is {self.seed}; needed at least 0")
         if self.images_seen < 1000:
             raise ValueError(f"images_seen is {self.images_seen}; needed at least 1000")
-        if self.width < 4:
-            raise ValueError(f"width is {self.width}; needed at least 4")
+        if self.width < NARROWEST:
+            raise ValueError(f"width is {self.width}; needed at least {NARROWEST}")
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}; needed at least 1")
 

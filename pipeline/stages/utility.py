@@ -33,7 +33,7 @@ from pipeline import paths
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder
-from pipeline.metrics.classifier import load, predict, save
+from pipeline.metrics.classifier import NARROWEST, load, predict, save
 from pipeline.metrics.utility import (
     ARMS,
     BASELINES,
@@ -78,7 +78,7 @@ class Params:
                 raise ValueError(f"{name} is {list(values)}; needed numbers above 0 and at most 1, in ascending order")
         if self.synthetic_shares[-1] == 1:
             raise ValueError("synthetic_shares has 1; needed shares below 1, all synthetic is an arm of its own")
-        for name, least in {"seeds": 2, "choosing_seeds": 1, "images_seen": 1000, "width": 4}.items():
+        for name, least in {"seeds": 2, "choosing_seeds": 1, "images_seen": 1000, "width": NARROWEST}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; needed at least {least}")
         if self.choosing_seeds > self.seeds:

@@ -44,7 +44,7 @@ def test_learns_handwritten_digits() -> None:
 def test_the_same_arguments_give_the_same_bits_and_another_seed_does_not() -> None:
     images, labels = sides(200, 1)
     first, again, other = (
-        train_classifier(images, labels, classes=2, seed=seed, images_seen=600, width=4).state_dict()
+        train_classifier(images, labels, classes=2, seed=seed, images_seen=600, width=8).state_dict()
         for seed in (5, 5, 6)
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -53,7 +53,7 @@ def test_the_same_arguments_give_the_same_bits_and_another_seed_does_not() -> No
 
 def test_leaves_the_global_random_numbers_alone() -> None:
     state = torch.get_rng_state()
-    train_classifier(*sides(50, 1), classes=2, seed=0, images_seen=128, width=4)
+    train_classifier(*sides(50, 1), classes=2, seed=0, images_seen=128, width=8)
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -62,7 +62,7 @@ def test_images_of_weight_zero_are_never_shown() -> None:
     wrong = np.concatenate([labels, 1 - labels])
     weights = np.concatenate([np.ones(400), np.zeros(400)])
     classifier = train_classifier(
-        np.concatenate([images, images]), wrong, classes=2, seed=0, images_seen=3000, weights=weights, width=4
+        np.concatenate([images, images]), wrong, classes=2, seed=0, images_seen=3000, weights=weights, width=8
     )
     assert accuracy(classifier, *sides(200, 2)) == 1
 
@@ -70,7 +70,7 @@ def test_images_of_weight_zero_are_never_shown() -> None:
 def test_mirrored_images_cannot_be_told_apart_once_flips_are_on() -> None:
     images, labels = sides(400, 1)
     plain, flipped = (
-        train_classifier(images, labels, classes=2, seed=0, images_seen=3000, width=4, flip=flip)
+        train_classifier(images, labels, classes=2, seed=0, images_seen=3000, width=8, flip=flip)
         for flip in (False, True)
     )
     assert accuracy(plain, *sides(200, 2)) == 1
@@ -102,7 +102,7 @@ def test_without_weights_an_epoch_shows_each_image_once(total: int, seed: int) -
 @pytest.mark.parametrize("size", [8, 16, 28, 32, 48, 64, 100])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_fits_images_of_any_size(size: int, channels: int) -> None:
-    classifier = Classifier(channels=channels, image_size=size, classes=7, width=4).eval()
+    classifier = Classifier(channels=channels, image_size=size, classes=7, width=8).eval()
     images = noise(3, size, channels)
     probabilities = predict(classifier, images)
     assert probabilities.shape == (3, 7)
@@ -111,8 +111,8 @@ def test_fits_images_of_any_size(size: int, channels: int) -> None:
 
 
 def test_channel_by_channel_a_word_is_as_likely_as_its_letters_together() -> None:
-    words = Classifier(channels=3, image_size=16, classes=64, width=4, per_channel=True).eval()
-    letters = Classifier(channels=1, image_size=16, classes=4, width=4).eval()
+    words = Classifier(channels=3, image_size=16, classes=64, width=8, per_channel=True).eval()
+    letters = Classifier(channels=1, image_size=16, classes=4, width=8).eval()
     letters.load_state_dict(words.state_dict())
     images = noise(5, 16, 3)
     first, second, third = (predict(letters, images[:, [channel]]) for channel in range(3))
@@ -131,7 +131,7 @@ def test_no_images_give_no_rows() -> None:
 
 def test_comes_back_from_its_file_with_every_bit(tmp_path: Path) -> None:
     images, labels = sides(200, 1)
-    classifier = train_classifier(images, labels, classes=2, seed=0, images_seen=300, width=6, blocks=2)
+    classifier = train_classifier(images, labels, classes=2, seed=0, images_seen=300, width=8, blocks=2)
     digest = save(classifier, tmp_path / "a.safetensors")
     loaded = load(tmp_path / "a.safetensors")
     np.testing.assert_array_equal(predict(loaded, images), predict(classifier, images))
@@ -142,7 +142,7 @@ def test_comes_back_from_its_file_with_every_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: data[:4], lambda _: b"not weights"])
 def test_a_damaged_file_is_named_in_one_sentence(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "classifier.safetensors"
-    save(Classifier(channels=1, image_size=8, classes=2, width=4), path)
+    save(Classifier(channels=1, image_size=8, classes=2, width=8), path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(FailedError, match=r"classifier\.safetensors: is not a whole classifier file") as raised:
         load(path)

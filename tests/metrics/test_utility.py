@@ -107,7 +107,7 @@ def trained(data: Data, synthetic_share: float) -> torch.Tensor:
         seed=3,
         images_seen=300,
         learning_rate=0.01,
-        width=4,
+        width=8,
         flip=False,
         synthetic_share=synthetic_share,
     )

@@ -114,7 +114,7 @@ def test_judges_that_were_never_trained_are_missed_in_one_sentence(tmp_path: Pat
     [
         ({"seed": -1}, r"features\.seed is -1; needed at least 0"),
         ({"images_seen": 10}, r"features\.images_seen is 10; needed at least 1000"),
-        ({"width": 1}, r"features\.width is 1; needed at least 4"),
+        ({"width": 1}, r"features\.width is 1; needed at least 8"),
         ({"threads": 0}, r"features\.threads is 0; needed at least 1"),
         ({"seeds": 3}, r"features\.seeds is not a setting; did you mean 'seed'"),
     ],

@@ -33,7 +33,7 @@ from pipeline.stages import features, train
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS: dict[str, Any] = {
-    "features": {"images_seen": 1000, "width": 4},
+    "features": {"images_seen": 1000, "width": 8},
     "train": {"family": "conditional", "images": 12_800, "snapshot_images": 3200, "batch_size": 16, "threads": 1},
     "families": {"conditional": {"width": 32}, "dcgan": {"width": 8}},
 }

@@ -26,7 +26,7 @@ CYCLEGAN = {"width": 8, "blocks": 1, "discriminator_layers": 1, "learning_rate":
 SETTINGS: dict[str, Any] = {
     "source": {"kind": "images", "url": "pictures"},
     "ingest": {"image_size": 16, "validation_fraction": 0.2},
-    "features": {"images_seen": 1000, "width": 4},
+    "features": {"images_seen": 3000, "width": 8},
     "train": {"family": "cyclegan", "images": 1600, "snapshot_images": 400, "batch_size": 8},
     "families": {"cyclegan": CYCLEGAN},
     "evaluate": {},

@@ -87,7 +87,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Ou
 
 
 SMALL = Params(fractions=(0.1,), seeds=3, images_seen=4000, learning_rates=(0.01,), synthetic_shares=(0.5,))
-TINY = Params(fractions=(0.2, 1.0), seeds=2, images_seen=1000, learning_rates=(0.005, 0.01), width=4)
+TINY = Params(fractions=(0.2, 1.0), seeds=2, images_seen=1000, learning_rates=(0.005, 0.01), width=8)
 
 
 def only_row(outcome: Outcome, params: Params) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def document(**settings: Any) -> Document:
         "images_seen": 1000,
         "learning_rates": [0.01],
         "synthetic_shares": [0.5],
-        "width": 4,
+        "width": 8,
     }
     return Document({"ingest": {"train_fraction": 0.1, "image_size": 8}, "utility": section | settings})
 
