@@ -12,14 +12,14 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from pipeline import paths
-from pipeline.errors import FailedError, UserError
+from pipeline.errors import FailedError, UserError, nearest
 from pipeline.imageset import Row, write_imageset
 from pipeline.imageset.files import atomic_folder, scratch_file, write_atomically
 from pipeline.imageset.layout import MAX_IMAGE_SIZE, content_hash
@@ -40,8 +40,9 @@ Provenance = dict[str, str | int | float]
 class Params:
     """Images become `channels` × `image_size`²; the fractions are for the splits that the source does not name itself.
 
-    `train_fraction` of each class's training images is kept, for studies of small data: 0.05 is a part of 0.1. More
-    bad files than the share `max_bad_fraction` fail the stage; a picture of more than `max_pixels` is bad.
+    `train_fraction` of each class's training images is kept, for studies of small data: 0.05 is a part of 0.1; of a
+    class in `class_counts` so many instead, for studies of rare classes. More bad files than the share
+    `max_bad_fraction` fail the stage; a picture of more than `max_pixels` is bad.
     """
 
     image_size: int
@@ -49,6 +50,7 @@ class Params:
     validation_fraction: float = 0.1
     test_fraction: float = 0.2
     train_fraction: float = 1.0
+    class_counts: dict[str, int] = field(default_factory=dict)
     max_bad_fraction: float = 0.01
     max_pixels: int = 40_000_000
 
@@ -64,6 +66,9 @@ class Params:
             )
         if not 0 < self.train_fraction <= 1:
             raise ValueError(f"train_fraction is {self.train_fraction}; needed above 0 and at most 1")
+        for name, count in self.class_counts.items():
+            if count < 1:
+                raise ValueError(f"class_counts.{name} is {count}; needed at least 1")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction is {self.max_bad_fraction}; needed 0 to 1")
         if self.max_pixels < 1:
@@ -78,8 +83,8 @@ def read_params(document: Document) -> tuple[Source, Params]:
 def run(document: Document) -> None:
     """Write out/real, whole or not at all.
 
-    Raises UserError where a class has too few images; FailedError where too many files are bad, which are listed in
-    out/quarantine.json then, and where the data are no longer those of the inventory.
+    Raises UserError where a class has too few images, or is asked for and not there; FailedError where too many files
+    are bad, which are listed in out/quarantine.json then, and where the data are no longer those of the inventory.
     """
     source, params = read_params(document)
     inventory = _inventory(source)
@@ -98,7 +103,8 @@ def run(document: Document) -> None:
             test_fraction=params.test_fraction,
         )
         check_splits(source.name, collection, splits)
-        kept = keep(collection.images, splits, params.train_fraction)
+        counts = _counts_by_label(document, params, collection, splits)
+        kept = keep(collection.images, splits, params.train_fraction, counts)
         with atomic_folder(paths.REAL) as folder:
             imageset = write_imageset(
                 folder / paths.IMAGESET,
@@ -293,9 +299,33 @@ def check_splits(name: str, collection: Collection, splits: Sequence[Split]) -> 
         raise UserError(f"{name}: no image is left for validation; needed a class of at least three different ones")
 
 
-def keep(images: Sequence[Image], splits: Sequence[Split], train_fraction: float) -> list[int]:
-    """The indices of the images that stay: all of validation and test, and of train the same fraction of each class."""
+def _counts_by_label(
+    document: Document, params: Params, collection: Collection, splits: Sequence[Split]
+) -> dict[int, int]:
+    """`class_counts` by label. Raises UserError when there is no such class, or when it has fewer training images."""
+    labels = {name: label for label, name in enumerate(collection.classes)}
+    have = Counter(image.label for image, split in zip(collection.images, splits, strict=True) if split == "train")
+    for name, count in params.class_counts.items():
+        if name not in labels:
+            raise document.error(f"ingest.class_counts.{name}", f"names no class; {nearest(name, labels)}")
+        if count > have[labels[name]]:
+            raise document.error(
+                f"ingest.class_counts.{name}", f"is {count}; needed at most {have[labels[name]]}, its training images"
+            )
+    return {labels[name]: count for name, count in params.class_counts.items()}
+
+
+def keep(
+    images: Sequence[Image],
+    splits: Sequence[Split],
+    train_fraction: float,
+    counts: Mapping[int, int] | None = None,
+) -> list[int]:
+    """The indices of the images that stay: all of validation and test, and of train the same fraction of each class.
+
+    Of a label in `counts` as many instead.
+    """
     train = [index for index, split in enumerate(splits) if split == "train"]
     labels = np.array([images[index].label for index in train], np.int64)
-    chosen = stratified_fraction([images[index].content for index in train], labels, train_fraction)
+    chosen = stratified_fraction([images[index].content for index in train], labels, train_fraction, counts)
     return [train[i] for i in chosen] + [index for index, split in enumerate(splits) if split != "train"]

@@ -39,6 +39,18 @@ def test_the_order_of_rows_does_not_matter(order: list[int], fraction: float) ->
     assert {shuffled[row] for row in stratified_fraction(shuffled, labels[order], fraction)} == kept
 
 
+@given(st.lists(st.integers(0, 3), max_size=80), st.integers(1, 30), st.integers(1, 30), st.floats(0.01, 1))
+def test_a_class_with_a_count_gives_as_many_and_the_others_their_share(
+    labels: list[int], one: int, other: int, share: float
+) -> None:
+    contents, found = hashes(len(labels)), np.array(labels, np.int64)
+    small, large = (set(stratified_fraction(contents, found, share, {2: n}).tolist()) for n in sorted([one, other]))
+    assert small <= large
+    assert sum(labels[row] == 2 for row in small) == min(labels.count(2), one, other)
+    without = stratified_fraction(contents, found, share).tolist()
+    assert {row for row in small if labels[row] != 2} == {row for row in without if labels[row] != 2}
+
+
 def test_a_whole_is_not_lost_to_rounding() -> None:
     assert len(stratified_fraction(hashes(100), np.zeros(100, np.int64), 0.07)) == 7
 

@@ -272,6 +272,36 @@ def test_the_part_that_is_trained_on_leaves_the_others_alone(photos: Path) -> No
     assert part.counts["train"] == tuple(-(-count // 2) for count in whole.counts["train"])
 
 
+def test_a_rare_class_is_a_part_of_what_it_was_and_is_tested_whole(photos: Path) -> None:
+    def contents(**settings: Any) -> dict[tuple[str, int], set[str]]:
+        imageset, found = run(photos, **settings), defaultdict(set)
+        for side in SPLITS:
+            for row in imageset.table(side, ["label", "content"]).to_pylist():
+                found[side, row["label"]].add(row["content"])
+        return found
+
+    whole, half = contents(), contents(train_fraction=0.5)
+    rare, rarer = (contents(class_counts={"dog": count}, train_fraction=0.5) for count in (3, 2))
+    assert [len(each["train", 1]) for each in (rare, rarer)] == [3, 2]
+    assert rarer["train", 1] < rare["train", 1] < whole["train", 1]
+    assert rare["train", 0] == half["train", 0]
+    assert all(rare[key] == whole[key] for key in whole if key[0] != "train")
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        ({"dgo": 2}, "ingest.class_counts.dgo names no class; did you mean 'dog'?"),
+        ({"dog": 11}, "ingest.class_counts.dog is 11; needed at most {}, its training images"),
+    ],
+)
+def test_counts_that_cannot_be_are_named(photos: Path, counts: dict[str, int], sentence: str) -> None:
+    most = run(photos).counts["train"][1]
+    with pytest.raises(UserError) as error:
+        run(photos, class_counts=counts)
+    assert str(error.value) == f"params.yaml: {sentence.format(most)}"
+
+
 BAD: dict[str, Callable[[Path], object]] = {
     "cat/cut.jpg": lambda path: (
         Image.radial_gradient("L").save(path),
@@ -416,6 +446,7 @@ def test_an_inventory_of_another_source_or_none_is_named(photos: Path) -> None:
             "ingest.validation_fraction is 0.5; needed above 0, and with test_fraction 0.5 less than 1",
         ),
         ({"image_size": 8, "train_fraction": 0}, "ingest.train_fraction is 0.0; needed above 0 and at most 1"),
+        ({"image_size": 8, "class_counts": {"8": 0}}, "ingest.class_counts.8 is 0; needed at least 1"),
         ({"image_size": 8, "max_bad_fraction": 5}, "ingest.max_bad_fraction is 5.0; needed 0 to 1"),
         ({"image_size": 8, "max_pixels": 0}, "ingest.max_pixels is 0; needed at least 1"),
         ({"image_sise": 8}, "ingest.image_sise is not a setting; did you mean 'image_size'?"),
