@@ -78,8 +78,13 @@ def real_suite(thresholds: Thresholds, classes: Sequence[str]) -> ExpectationSui
     )
 
 
-def synthetic_suite(thresholds: Thresholds, classes: Sequence[str]) -> ExpectationSuite:
-    """Of synthetic images: classes of equal size, no picture twice, none unsure or copied, one seed and spread."""
+def synthetic_suite(thresholds: Thresholds, classes: Sequence[str], *, balanced: bool = True) -> ExpectationSuite:
+    """Of synthetic images: no picture twice, none unsure or copied, one seed and spread; classes of equal size where
+    `balanced`.
+    """
+    equal = gxe.ExpectColumnUniqueValueCountToBeBetween(
+        column="images_of_class", min_value=1, max_value=1, description="all classes have the same size"
+    )
     return ExpectationSuite(
         name="synthetic",
         expectations=[
@@ -88,9 +93,7 @@ def synthetic_suite(thresholds: Thresholds, classes: Sequence[str]) -> Expectati
                 column="split", value_set=["train"], description="the only split is train"
             ),
             *_labels(thresholds, classes),
-            gxe.ExpectColumnUniqueValueCountToBeBetween(
-                column="images_of_class", min_value=1, max_value=1, description="all classes have the same size"
-            ),
+            *([equal] if balanced else []),
             *_pixels(thresholds),
             gxe.ExpectColumnValuesToBeUnique(column="content", description="no picture is there twice"),
             gxe.ExpectColumnValuesToBeUnique(column="index", description="no sample's index is there twice"),

@@ -1,4 +1,6 @@
-"""augment: what the generator draws → out/synthetic: a class-balanced ImageSet, its manifest, and what was dropped.
+"""augment: what the generator draws → out/synthetic: an ImageSet, its manifest, and what was dropped.
+
+The set is class-balanced, or has as many images of a class as params.yaml says, such as to fill up rare ones.
 
 Latents are drawn wider than in training, and what a classifier does not take for the asked-for class is dropped (GaFi,
 arXiv 2305.10118); so are near-copies of training images. Samples are judged in the order of their index and each class
@@ -13,7 +15,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Protocol
 
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline import paths
 from pipeline.errors import FailedError, UserError
+from pipeline.errors import nearest as nearest_name
 from pipeline.gan.model import Model
 from pipeline.imageset import ImageSet, Row, write_imageset
 from pipeline.imageset.files import atomic_folder
@@ -41,6 +44,7 @@ _REASONS = ("other_label", "low_confidence", "near_copy", "duplicate", "class_fu
 class Params:
     """The `augment` section of params.yaml.
 
+    Of a class in `class_counts` there are so many images, of each other one `images_per_class`.
     `spread` is the standard deviation of the latents. The filter's most probable class must be the asked-for one, at a
     probability of at least `min_confidence`. A near-copy is nearer to a training image than the quantile
     `copy_quantile` of validation images is. The stage fails when `max_draws_per_image` samples for each wanted image
@@ -49,6 +53,7 @@ class Params:
 
     seed: int = 3
     images_per_class: int = 500
+    class_counts: dict[str, int] = field(default_factory=dict)
     spread: float = 1.2
     min_confidence: float = 0.5
     copy_quantile: float = 0.01
@@ -58,6 +63,9 @@ class Params:
         for name, least in {"seed": 0, "images_per_class": 1, "max_draws_per_image": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; needed at least {least}")
+        for name, wanted in self.class_counts.items():
+            if wanted < 1:
+                raise ValueError(f"class_counts.{name} is {wanted}; needed at least 1")
         if not 0 < self.spread < float("inf"):
             raise ValueError(f"spread is {self.spread}; needed a number above 0")
         for name in ("min_confidence", "copy_quantile"):
@@ -112,7 +120,7 @@ class Sieve:
 
 @dataclass(kw_only=True)
 class Selection:
-    """Takes the samples of `sampler` in order, keeps the first `images_per_class` of each class that pass, counts all.
+    """Takes the samples of `sampler` in order, keeps the first `wanted` of each class that pass, counts all.
 
     Iterating gives the kept ones as rows. `tally` counts by (label, "kept" or the reason) up to the last kept sample.
     """
@@ -124,13 +132,19 @@ class Selection:
     origin: Callable[[int], Mapping[str, str]] = lambda index: {}  # what else is known of the sample of an index
     tally: Counter[tuple[int, str]] = dataclasses.field(default_factory=Counter)
 
+    @property
+    def wanted(self) -> list[int]:
+        """How many images, by label."""
+        return [self.params.class_counts.get(name, self.params.images_per_class) for name in self.classes]
+
     def __iter__(self) -> Iterator[Row]:
-        params, wanted = self.params, self.params.images_per_class * len(self.classes)
+        params, wanted_of, wanted = self.params, self.wanted, sum(self.wanted)
+        most = max(wanted_of) * len(wanted_of) * params.max_draws_per_image  # classes are drawn equally often
         line = ProgressLine("augment", wanted, "images")
         contents: set[str] = set()
         for start in count(0, _CHUNK):
             chunk = self.sampler.distinct(start + _CHUNK) - start
-            if chunk <= 0 or start >= wanted * params.max_draws_per_image:
+            if chunk <= 0 or start >= most:
                 raise FailedError(self._too_few(exhausted=chunk <= 0))
             images, asked = self.sampler.sample(seed=params.seed, start=start, count=chunk, spread=params.spread)
             labels, confidences, distances, reasons = self.sieve.judge(images, asked)
@@ -138,7 +152,7 @@ class Selection:
                 content = content_hash(images[place])
                 if not reason and content in contents:
                     reason = "duplicate"
-                elif not reason and self.tally[label, "kept"] == params.images_per_class:
+                elif not reason and self.tally[label, "kept"] == wanted_of[label]:
                     reason = "class_full"
                 self.tally[label, reason or "kept"] += 1
                 if reason:
@@ -173,7 +187,7 @@ class Selection:
         return {"drawn": self.tally.total(), "kept": total.pop("kept"), "dropped": total, "classes": by_class}
 
     def _too_few(self, *, exhausted: bool) -> str:
-        label = min(range(len(self.classes)), key=lambda label: self.tally[label, "kept"])
+        label = min(range(len(self.classes)), key=lambda label: self.tally[label, "kept"] / self.wanted[label])
         dropped = {reason: self.tally[label, reason] for reason in _REASONS if self.tally[label, reason]}
         why = ", ".join(f"{reason} {number:,}" for reason, number in dropped.items()) or "never drawn"
         more = (
@@ -183,7 +197,7 @@ class Selection:
         )
         return (
             f"augment: {self.tally.total():,} samples gave {self.tally[label, 'kept']:,} of "
-            f"{self.params.images_per_class:,} images of class '{self.classes[label]}' (dropped: {why}); needed a "
+            f"{self.wanted[label]:,} images of class '{self.classes[label]}' (dropped: {why}); needed a "
             f"better model, lower augment.min_confidence, or {more}"
         )
 
@@ -196,6 +210,9 @@ def run(document: Document) -> None:
     made = (model.classes, model.channels, model.image_size)
     if made != (real.classes, real.channels, real.image_size):
         raise UserError(f"{paths.MODEL}: makes {_kind(*made)}; needed {_kind(real.classes, *real.shape[:2])}")
+    for name in params.class_counts:
+        if name not in real.classes:
+            raise document.error(f"augment.class_counts.{name}", f"names no class; {nearest_name(name, real.classes)}")
     train, labels = real.arrays("train")
     model = model.with_sources(train, labels)
     sieve = Sieve(

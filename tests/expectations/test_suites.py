@@ -39,6 +39,13 @@ def test_a_good_synthetic_manifest_meets_every_expectation(synthetic: pd.DataFra
     assert report.success
 
 
+def test_classes_of_other_sizes_are_as_good_where_they_are_wanted(
+    synthetic: pd.DataFrame, classes: tuple[str, ...]
+) -> None:
+    suite = synthetic_suite(THRESHOLDS, classes, balanced=False)
+    assert check(with_counts(synthetic[:-1], classes), suite).success
+
+
 BOTH: dict[str, tuple[Damage, dict[str, str]]] = {
     "too few": (lambda frame: frame[:54], {"there are at least 60 images": "54"}),
     "class without images in a split": (

@@ -118,6 +118,15 @@ def test_a_larger_set_begins_with_the_smaller_one(classifier: Classifier) -> Non
             assert np.array_equal(one.image, other.image)
 
 
+def test_a_class_with_a_count_has_so_many_and_the_others_do_not_change(classifier: Classifier) -> None:
+    balanced, _ = select(classifier, images_per_class=40)
+    rows, selection = select(classifier, images_per_class=40, class_counts={"middle": 130, "high": 1})
+    assert [len(indices(rows, label)) for label in range(3)] == [40, 130, 1]
+    assert selection.counts()["kept"] == 171
+    assert indices(rows, 0) == indices(balanced, 0)
+    assert indices(rows, 1)[:40] == indices(balanced, 1)
+
+
 def test_confidence_below_the_least_drops(classifier: Classifier) -> None:
     rows, _ = select(classifier, images_per_class=50)
     least = float(np.median([float(row.provenance["confidence"]) for row in rows]))
@@ -148,6 +157,7 @@ def test_a_class_that_never_passes_ends_in_one_sentence(classifier: Classifier) 
     ("setting", "sentence"),
     [
         ({"images_per_class": 0}, "images_per_class is 0; needed at least 1"),
+        ({"class_counts": {"low": 0}}, "class_counts.low is 0; needed at least 1"),
         ({"spread": 0}, "spread is 0.0; needed a number above 0"),
         ({"min_confidence": 1.0}, "min_confidence is 1.0; needed 0 or more, and below 1"),
         ({"copy_quantile": -0.1}, "copy_quantile is -0.1; needed"),
@@ -284,6 +294,11 @@ def test_a_failure_leaves_the_older_set_as_it_was(workspace: Path) -> None:
         augment.run(document(min_confidence=0.999, max_draws_per_image=1))
     assert contents(paths.SYNTHETIC) == first
     assert {path.name for path in paths.OUT.iterdir()} == {"real", "features", "model", "synthetic"}
+
+
+def test_a_count_of_no_class_is_named(workspace: Path) -> None:
+    with pytest.raises(UserError, match=r"^params\.yaml: augment\.class_counts\.hihg names no class; did you mean"):
+        augment.run(document(class_counts={"hihg": 5}))
 
 
 def test_a_model_of_other_images_is_refused(workspace: Path) -> None:
