@@ -44,6 +44,11 @@ _MEASURED = {
     "memorization.nearer_than_percentile_1": "nearer to a training image than 99 % of held-out real images are",
     "memorization.copies": "exact copies of training images",
 }
+_RARE_BASELINES = {
+    "real_long": "these only, seen as often",
+    "oversampled": "these only, rare classes oversampled",
+    "weighted": "these only, losses weighted by class",
+}
 _GRID_CLASSES, _GRID_COLUMNS, _GRID_CELL = 20, 10, 48
 _AGAIN = "needed what all stages wrote, run 'dvc repro' first"
 
@@ -181,14 +186,25 @@ def _translated(images: ImageSet) -> bool:
 
 def headline(utility: Mapping[str, Any]) -> str:
     """The verdict of utility.json in one sentence for each question."""
-    found: dict[str, list[str]] = {}
-    for row in utility["rows"]:
-        found.setdefault(f"{row['verdict']} with {{}} of them ({row['protocol']})", []).append(row["data"])
-    gains = "; ".join(words.format(_listed(data)) for words, data in found.items())
+    rows = utility["rows"]
+    words = f"Added to real images, this set {_by_share((row['verdict'], row) for row in rows)}."
+    if rare := [row for row in rows if "rare" in row]:
+        names = list(rare[0]["rare"]["images"])
+        shown = _listed(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        filled = _by_share((row["rare"]["verdict"], row) for row in rare)
+        words += f" Filling up the rare classes ({shown}) with it {filled}."
     return (
-        f"Added to real images, this set {gains}. Trained on this set alone, a classifier is right on "
-        f"{utility['synthetic_only_accuracy']:.1f} % of real test images."
+        f"{words} Trained on this set alone, a classifier is right on {utility['synthetic_only_accuracy']:.1f} % of real "
+        "test images."
     )
+
+
+def _by_share(verdicts: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    """Verdicts, each with the shares of the real images that it holds for."""
+    found: dict[str, list[str]] = {}
+    for verdict, row in verdicts:
+        found.setdefault(f"{verdict} with {{}} of them ({row['protocol']})", []).append(row["data"])
+    return "; ".join(words.format(_listed(data)) for words, data in found.items())
 
 
 def _gains(utility: Mapping[str, Any]) -> Iterator[Metric]:
@@ -202,6 +218,16 @@ def _gains(utility: Mapping[str, Any]) -> Iterator[Metric]:
                 value=f"{gain['mean']:+.2f} points [{gain['low']:+.2f}, {gain['high']:+.2f}]",
                 protocol=" ".join(protocol),
             )
+        if rare := row.get("rare"):
+            told = ("filled:", *(f"{arm}:" for arm in _RARE_BASELINES), "Rare")
+            protocol += [line for line in utility["protocol"] if line.startswith(told)]
+            for arm, over in _RARE_BASELINES.items():
+                gain = rare["recall_gain"][arm]
+                yield Metric(
+                    name=f"recall of rare classes filled up, with {row['data']} of the real images, over {over}",
+                    value=f"{gain['mean']:+.2f} points [{gain['low']:+.2f}, {gain['high']:+.2f}]",
+                    protocol=" ".join(protocol),
+                )
 
 
 def _measures(metrics: Mapping[str, Any]) -> Iterator[Metric]:

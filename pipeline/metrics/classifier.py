@@ -118,6 +118,7 @@ def train_classifier(
     seed: int,
     images_seen: int,
     weights: np.ndarray | None = None,
+    class_weights: np.ndarray | None = None,
     width: int = 16,
     blocks: int = 1,
     per_channel: bool = False,
@@ -127,6 +128,7 @@ def train_classifier(
     """Train on uint8 `images` (N, C, H, W) and int64 `labels` (N,) until `images_seen` have been shown.
 
     `weights` (N,), not negative, say how often each image is shown relative to the others; none: all equally often.
+    `class_weights` (K,) say how much the loss of an image counts, by its class.
     Images are always turned, zoomed and shifted a little, and mirrored with `flip`. AdamW, warm-up and cosine, float32;
     at one thread count the same arguments give the same bits. Raises ValueError on what cannot be trained on.
     """
@@ -154,12 +156,21 @@ def train_classifier(
         rows = order[step * _BATCH : (step + 1) * _BATCH]
         batch = _augment(to_float(torch.from_numpy(images[rows])), random, flip)
         batch = batch.contiguous(memory_format=torch.channels_last)
-        loss = functional.cross_entropy(classifier(batch), torch.from_numpy(labels[rows]), label_smoothing=0.05)
+        loss = _loss(classifier(batch), torch.from_numpy(labels[rows]), class_weights)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     classifier.to(memory_format=torch.contiguous_format)  # as `load` gives it
     return classifier.eval()
+
+
+def _loss(logits: Tensor, labels: Tensor, class_weights: np.ndarray | None) -> Tensor:
+    """Cross entropy with smoothed labels: the mean over the images, each counting as much as its class weighs."""
+    if class_weights is None:
+        return functional.cross_entropy(logits, labels, label_smoothing=0.05)
+    weights = torch.from_numpy(class_weights).to(logits.dtype)[labels]
+    losses = functional.cross_entropy(logits, labels, label_smoothing=0.05, reduction="none")
+    return (weights * losses).sum() / weights.sum()
 
 
 def _order(weights: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:

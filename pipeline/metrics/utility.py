@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pipeline.imageset.subset import stratified_fraction
 from pipeline.metrics.classifier import Classifier, train_classifier
 
-Arm = Literal["real", "real_long", "synthetic", "mixed"]
+Arm = Literal["real", "real_long", "synthetic", "mixed", "oversampled", "weighted", "filled"]
 Protocol = Literal["same-data", "shared-generator"]
 BASELINES: tuple[Arm, ...] = ("real", "real_long")
+RARE_BASELINES: tuple[Arm, ...] = (*BASELINES, "oversampled", "weighted")  # what filling up rare classes must beat
 
 ARMS: dict[Arm, str] = {
     "real": "real images only",
@@ -24,6 +25,21 @@ ARMS: dict[Arm, str] = {
     "synthetic": "synthetic images only",
     "mixed": "real and synthetic images",
 }
+RARE_ARMS: dict[Arm, str] = {
+    "oversampled": "real images only, all classes shown equally often, as many images seen as by mixed",
+    "weighted": "real images only, losses weighted by the inverse size of the class, as many images seen as by mixed",
+    "filled": (
+        "all classes shown equally often; the fewer real images a class has, the larger the part of it that is "
+        "synthetic, as many images seen as by mixed"
+    ),
+}
+_RARE = 0.25
+RARE_CLASSES = (
+    f"Rare is a class that has fewer than {_RARE:g} times the training images of the largest class. Their recall is "
+    "the mean over these classes, balanced accuracy the mean over all. Learning rates and the synthetic part of "
+    "oversampled, weighted and filled are chosen by balanced accuracy on the validation split. Filling up helps when "
+    "the recall rises above that of each arm of real images and balanced accuracy falls below none, by the intervals."
+)
 PROTOCOLS: dict[Protocol, str] = {
     "same-data": (
         "same-data: the generator learned from exactly the real images that the classifier has. What the set adds, it "
@@ -89,6 +105,8 @@ def train(training: Training, data: Data) -> Classifier:
     """Train on the part of the real images that the seed draws, all synthetic images, or both.
 
     Arms of one fraction and seed have the same real images and the same first weights: their differences are paired.
+    Where all classes are shown equally often (`oversampled`, `filled`), `synthetic_share` is that of a class as good as
+    without real images.
     """
     parts, shares = [], []
     if training.synthetic_share < 1:
@@ -100,6 +118,12 @@ def train(training: Training, data: Data) -> Classifier:
         shares.append(training.synthetic_share)
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     weights = [np.full(len(part[1]), share / len(part[1])) for part, share in zip(parts, shares, strict=True)]
+    class_weights = None
+    if training.arm in ("oversampled", "filled"):
+        made = data.synthetic[1] if training.synthetic_share > 0 else labels[:0]
+        weights = list(filling_weights(parts[0][1], made, training.synthetic_share, data.classes))
+    if training.arm == "weighted":
+        class_weights = 1 / np.maximum(1, np.bincount(labels, minlength=data.classes))
     return train_classifier(
         images,
         labels,
@@ -107,10 +131,30 @@ def train(training: Training, data: Data) -> Classifier:
         seed=training.seed,
         images_seen=training.images_seen,
         weights=np.concatenate(weights),
+        class_weights=class_weights,
         width=training.width,
         flip=training.flip,
         learning_rate=training.learning_rate,
     )
+
+
+def filling_weights(
+    real: NDArray[np.int64], synthetic: NDArray[np.int64], share: float, classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How often to show each image, by the labels (N,) and (M,), so that all classes are shown equally often.
+
+    Of a class with n real images, m being the most that a class has, a part share · (1 - n/m) is synthetic, where there
+    are synthetic images of it: none of the largest class, and with share 0 none at all, which is oversampling.
+    """
+    have, made = (np.bincount(labels, minlength=classes) for labels in (real, synthetic))
+    part = np.where(made > 0, share * (1 - have / have.max()), 0.0)
+    of_real, of_synthetic = (1 - part) / np.maximum(have, 1), part / np.maximum(made, 1)
+    return of_real[real], of_synthetic[synthetic]
+
+
+def rare_labels(counts: Sequence[int]) -> list[int]:
+    """The labels of the classes that are rare, by the training images of each; empty where classes are balanced."""
+    return [label for label, count in enumerate(counts) if count < _RARE * max(counts)]
 
 
 def draw(contents: Sequence[str], labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.int64]:
@@ -139,12 +183,49 @@ def sentence(protocol: Protocol, data: str, generator_data: str, over_real: Inte
 
     `data` and `generator_data` say what classifier and generator learned from, such as `5 % of the data`.
     """
-    whom = {
-        "same-data": f"at {data}, which is all that its generator learned from",
-        "shared-generator": f"for who has {data} and receives this set, whose generator learned from {generator_data}",
+    word, whom = verdict([over_real, over_long]), _whom(protocol, data, generator_data)
+    return f"{word} {whom}: {points(over_real)} over real only, {points(over_long)} with as many images seen"
+
+
+def rare_verdict(recall: Mapping[Arm, Interval], balanced: Mapping[Arm, Interval]) -> str:
+    """`verdict` on the recall of rare classes gained over each baseline; `harms` also by balanced accuracy."""
+    return verdict(list(recall.values())) if verdict(list(balanced.values())) != "harms" else "harms"
+
+
+def rare_sentence(
+    protocol: Protocol,
+    data: str,
+    generator_data: str,
+    rare: Mapping[str, int],
+    recall: Mapping[Arm, Interval],
+    balanced: Mapping[Arm, Interval],
+) -> str:
+    """The verdict on filling up the classes `rare` (with their real images), by what is gained over each baseline."""
+    over: dict[Arm, str] = {
+        "real_long": "real only with as many images seen",
+        "oversampled": "oversampling",
+        "weighted": "class weights",
     }
-    word = verdict([over_real, over_long])
-    return f"{word} {whom[protocol]}: {points(over_real)} over real only, {points(over_long)} with as many images seen"
+    recalls, accuracies = (
+        ", ".join(f"{points(gains[arm])} over {words}" for arm, words in over.items()) for gains in (recall, balanced)
+    )
+    word, whom = rare_verdict(recall, balanced), _whom(protocol, data, generator_data)
+    return (
+        f"filling up the rare classes ({listed(rare)}) {word} {whom}: their recall {recalls}; balanced accuracy "
+        f"{accuracies}"
+    )
+
+
+def listed(rare: Mapping[str, int], most: int = 5) -> str:
+    """`8 with 11 images, 9 with 12`."""
+    names = [f"{name} with {count:,}{'' if number else ' images'}" for number, (name, count) in enumerate(rare.items())]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _whom(protocol: Protocol, data: str, generator_data: str) -> str:
+    if protocol == "same-data":
+        return f"at {data}, which is all that its generator learned from"
+    return f"for who has {data} and receives this set, whose generator learned from {generator_data}"
 
 
 def points(interval: Interval) -> str:

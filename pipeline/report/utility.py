@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.report.figures import FAINT, INK, REAL, SYNTHETIC, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _ARMS = {
     "mixed": ("mixed: real and synthetic", SYNTHETIC, "-"),
@@ -17,40 +20,85 @@ _GAINS = {
     "gain_over_real_long": ("over real only, as many images seen", "s", INK),
     "gain_over_real": ("over real only", "o", FAINT),
 }
+_RARE_ARMS = {
+    "filled": ("filled up with synthetic images", SYNTHETIC, "-"),
+    "oversampled": ("real only, rare classes oversampled", REAL, "-"),
+    "weighted": ("real only, losses weighted by class", REAL, "--"),
+    "real_long": ("real only, as many images seen", REAL, ":"),
+}
+_RARE_GAINS = {
+    "oversampled": ("over oversampling", "s", INK),
+    "weighted": ("over class weights", "D", INK),
+    "real_long": ("over real only, as many images seen", "o", FAINT),
+}
 _VERDICTS = {"helps": "#2e7d4f", "makes no difference": FAINT, "harms": "#b3372f"}
 
 
 def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the `rows` of utility.json, one for each share of the real data, with their 95 % intervals, as a PNG."""
-    figure = new_figure(11.5, 5)
-    left, right = figure.subplots(1, 2, width_ratios=[1.2, 1])
-    for number, (arm, (name, colour, style)) in enumerate(_ARMS.items()):
-        at = [place + 0.07 * (1 - number) for place in range(len(rows))]
-        means, bars = _with_bars([row["accuracy"][arm] for row in rows])
-        left.errorbar(at, means, bars, color=colour, linestyle="", elinewidth=1.2, capsize=3)
-        left.plot(at, means, color=colour, linestyle=style, marker="o", markersize=5, label=name)
+    """Draw the `rows` of utility.json, one for each share of the real data, with their 95 % intervals, as a PNG.
+
+    Where classes are rare, their recall stands below.
+    """
+    rare = [row["rare"] for row in rows if "rare" in row]
+    figure = new_figure(11.5, 10 if rare else 5)
+    axes = figure.subplots(2 if rare else 1, 2, width_ratios=[1.2, 1], squeeze=False)
+    left, right = axes[0]
+    ticks = [f"{row['data']}\n{row['real_images']:,} images" for row in rows]
+    _values(left, {arm: [row["accuracy"][arm] for row in rows] for arm in _ARMS}, _ARMS)
     alone = rows[0]["accuracy"]["synthetic"]
     left.axhspan(alone["low"], alone["high"], color=SYNTHETIC, alpha=0.12, linewidth=0)
     left.axhline(alone["mean"], color=SYNTHETIC, linestyle="--", linewidth=1, label="synthetic only")
     left.set_title("Accuracy on the real test split, %", loc="left", fontweight="bold")
-    left.set_xticks(range(len(rows)), [f"{row['data']}\n{row['real_images']:,} images" for row in rows])
-    left.set_xlabel("real images that the classifier has", color=FAINT)
-    for number, (gain, (name, marker, colour)) in enumerate(_GAINS.items()):
-        at = [place + 0.2 * (number - 0.5) for place in range(len(rows))]
-        means, bars = _with_bars([row[gain] for row in rows])
-        right.errorbar(means, at, xerr=bars, color=colour, linestyle="", elinewidth=1.5, capsize=4)
-        right.plot(means, at, color=colour, linestyle="", marker=marker, label=name)
-    right.axvline(0, color=INK, linewidth=1)
-    for place, row in enumerate(rows):
-        beside = right.annotate(row["verdict"], (1.03, place), xycoords=("axes fraction", "data"), va="center")
-        beside.set(color=_VERDICTS[row["verdict"]], fontweight="bold")
+    left.set_xticks(range(len(rows)), ticks)
+    _gains(right, {gain: [row[gain] for row in rows] for gain in _GAINS}, _GAINS, [row["verdict"] for row in rows])
     right.set_title("Gain of mixed, percentage points", loc="left", fontweight="bold")
-    right.set_yticks(range(len(rows)), [f"{row['data']}\n{row['protocol']}" for row in rows])
-    right.set_ylim(len(rows) - 0.5, -0.5)
-    right.set_xlabel("paired differences, 95 % intervals over seeds", color=FAINT)
-    for axes in (left, right):
-        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=2, columnspacing=1.5)
+    if rare:
+        left, right = axes[1]
+        _values(left, {arm: [each["recall"][arm] for each in rare] for arm in _RARE_ARMS}, _RARE_ARMS)
+        names = list(rare[0]["images"])
+        shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        left.set_title(f"Recall of the rare classes ({shown}), %", loc="left", fontweight="bold")
+        left.set_xticks(range(len(rows)), ticks)
+        gains = {arm: [each["recall_gain"][arm] for each in rare] for arm in _RARE_GAINS}
+        _gains(right, gains, _RARE_GAINS, [each["verdict"] for each in rare])
+        right.set_title("Gain in it of filling up, percentage points", loc="left", fontweight="bold")
+    for left, right in axes:
+        left.set_xlabel("real images that the classifier has", color=FAINT)
+        right.set_yticks(range(len(rows)), [f"{row['data']}\n{row['protocol']}" for row in rows])
+        right.set_ylim(len(rows) - 0.5, -0.5)
+        right.set_xlabel("paired differences, 95 % intervals over seeds", color=FAINT)
+        for each in (left, right):
+            each.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=2, columnspacing=1.5)
     save_figure(figure, path)
+
+
+def _values(
+    axes: Axes, found: Mapping[str, Sequence[Mapping[str, float]]], arms: Mapping[str, tuple[str, str, str]]
+) -> None:
+    """The intervals of each arm, a column for each share of the real data."""
+    for number, (arm, (name, colour, style)) in enumerate(arms.items()):
+        at = [place + 0.07 * (1 - number) for place in range(len(found[arm]))]
+        means, bars = _with_bars(found[arm])
+        axes.errorbar(at, means, bars, color=colour, linestyle="", elinewidth=1.2, capsize=3)
+        axes.plot(at, means, color=colour, linestyle=style, marker="o", markersize=5, label=name)
+
+
+def _gains(
+    axes: Axes,
+    found: Mapping[str, Sequence[Mapping[str, float]]],
+    over: Mapping[str, tuple[str, str, str]],
+    verdicts: Sequence[str],
+) -> None:
+    """The intervals of each gain, a line for each share of the real data, with its verdict at the end."""
+    for number, (gain, (name, marker, colour)) in enumerate(over.items()):
+        at = [place + 0.2 * (number - 0.5 * (len(over) - 1)) for place in range(len(verdicts))]
+        means, bars = _with_bars(found[gain])
+        axes.errorbar(means, at, xerr=bars, color=colour, linestyle="", elinewidth=1.5, capsize=4)
+        axes.plot(means, at, color=colour, linestyle="", marker=marker, label=name)
+    axes.axvline(0, color=INK, linewidth=1)
+    for place, verdict in enumerate(verdicts):
+        beside = axes.annotate(verdict, (1.03, place), xycoords=("axes fraction", "data"), va="center")
+        beside.set(color=_VERDICTS[verdict], fontweight="bold")
 
 
 def _with_bars(intervals: Sequence[Mapping[str, float]]) -> tuple[list[float], list[list[float]]]:

@@ -2,6 +2,7 @@
 
 All classifiers are trained first. For each fraction of the real images, the learning rate (with real images only) and
 the share of synthetic images are chosen on the validation split; then the chosen ones meet the test split, once.
+Where classes are rare, there are also classifiers that are told of it, with real images only and with synthetic ones.
 """
 
 from __future__ import annotations
@@ -39,11 +40,19 @@ from pipeline.metrics.utility import (
     BASELINES,
     INTERVALS,
     PROTOCOLS,
+    RARE_ARMS,
+    RARE_BASELINES,
+    RARE_CLASSES,
     Arm,
     Data,
+    Interval,
+    Protocol,
     Training,
     percent,
     protocol_of,
+    rare_labels,
+    rare_sentence,
+    rare_verdict,
     sentence,
     t_interval,
     train,
@@ -59,7 +68,8 @@ class Params:
 
     `fractions` are of the real training split. Every classifier sees `images_seen` images, those of the arm `real` half
     as many. For each fraction one of `learning_rates` is chosen with real images only, and all arms use it; and one of
-    `synthetic_shares` of the images that the arm `mixed` sees. The first `choosing_seeds` of the `seeds` choose.
+    `synthetic_shares` of the images that the arm `mixed` sees. Where classes are rare, the arms that are told of it
+    choose among the same. The first `choosing_seeds` of the `seeds` choose.
     """
 
     fractions: tuple[float, ...] = (0.05, 0.1, 0.2, 1.0)
@@ -96,13 +106,13 @@ class Params:
             flip=self.flip,
         )
 
-    def all_images_seen(self) -> int:
+    def all_images_seen(self, *, imbalanced: bool = False) -> int:
         """By all classifiers together."""
         rates, shares = (
             len(grid) * self.choosing_seeds + self.seeds - self.choosing_seeds
             for grid in (self.learning_rates, self.synthetic_shares)
         )
-        long = len(self.fractions) * (rates + shares) + rates
+        long = len(self.fractions) * (rates + shares + imbalanced * (2 * rates + shares)) + rates
         return long * self.images_seen + len(self.fractions) * self.seeds * (self.images_seen // 2)
 
 
@@ -133,7 +143,7 @@ def run(document: Document) -> None:
             f"{len(real.classes)} classes and the shape {real.shape} of {real.root}"
         )
     with TemporaryDirectory() as folder, workers(*roots) as pool:
-        outcome = measure(params, pool, Path(folder))
+        outcome = measure(params, pool, Path(folder), imbalanced=bool(rare_labels(real.counts["train"])))
     report = describe(outcome, params, real, synthetic, kept_fraction)
     with atomic_folder(paths.UTILITY) as folder:
         (folder / "figures").mkdir()
@@ -142,6 +152,8 @@ def run(document: Document) -> None:
         draw(folder / "figures" / "utility.png", report["rows"])
     for row in report["rows"]:
         print(f"utility: {row['sentence']}")
+        if "rare" in row:
+            print(f"utility: {row['rare']['sentence']}")
 
 
 Setting = tuple[Training, ...]  # one training for each seed, alike in all else
@@ -154,12 +166,12 @@ class Outcome:
     choosing_seeds: int
     candidates: dict[tuple[float, Arm], list[Setting]] = field(default_factory=dict)
     chosen: dict[tuple[float, Arm], Setting] = field(default_factory=dict)
-    validation: dict[Training, float] = field(default_factory=dict)  # accuracy, percent
+    validation: dict[Training, float] = field(default_factory=dict)  # what is chosen by, percent
     test_labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     test_right: dict[Training, NDArray[np.bool_]] = field(default_factory=dict)  # which test images; of chosen ones
 
     def validated(self, setting: Setting) -> float:
-        """Mean accuracy on the validation split over the seeds that choose, percent."""
+        """Mean accuracy on the validation split over the seeds that choose, percent; of RARE_ARMS the balanced one."""
         known = [self.validation[training] for training in setting[: self.choosing_seeds]]
         return round(float(np.mean(known)), 9)
 
@@ -169,10 +181,11 @@ class Outcome:
         return np.array([100 * self.test_right[training][of_class].mean() for training in self.chosen[fraction, arm]])
 
 
-def measure(params: Params, pool: Executor, folder: Path) -> Outcome:
-    """Train and choose; only then test. `folder` keeps the classifiers in between."""
+def measure(params: Params, pool: Executor, folder: Path, *, imbalanced: bool = False) -> Outcome:
+    """Train and choose; only then test. `folder` keeps the classifiers in between; RARE_ARMS are for `imbalanced`."""
+    told: tuple[Arm, ...] = ("oversampled", "weighted") if imbalanced else ()
     outcome, files = Outcome(choosing_seeds=params.choosing_seeds), dict[Training, Path]()
-    line = ProgressLine("utility", params.all_images_seen(), "images")
+    line = ProgressLine("utility", params.all_images_seen(imbalanced=imbalanced), "images")
 
     def setting(arm: Arm, fraction: float, learning_rate: float, share: float = 0.0) -> Setting:
         return tuple(params.training(arm, fraction, seed, learning_rate, share) for seed in range(params.seeds))
@@ -197,17 +210,26 @@ def measure(params: Params, pool: Executor, folder: Path) -> Outcome:
 
     settle(
         {
-            (fraction, "real_long"): [setting("real_long", fraction, rate) for rate in params.learning_rates]
+            (fraction, arm): [setting(arm, fraction, rate) for rate in params.learning_rates]
             for fraction in params.fractions
+            for arm in ("real_long", *told)
         }
         | {(0.0, "synthetic"): [setting("synthetic", 0.0, rate, 1.0) for rate in params.learning_rates]}
     )
-    rates = {fraction: outcome.chosen[fraction, "real_long"][0].learning_rate for fraction in params.fractions}
+
+    def rates_of(arm: Arm) -> dict[float, float]:
+        return {fraction: outcome.chosen[fraction, arm][0].learning_rate for fraction in params.fractions}
+
+    rates, filling = rates_of("real_long"), rates_of("oversampled") if imbalanced else {}
     settle(
         {(fraction, "real"): [setting("real", fraction, rate)] for fraction, rate in rates.items()}
         | {
             (fraction, "mixed"): [setting("mixed", fraction, rate, share) for share in params.synthetic_shares]
             for fraction, rate in rates.items()
+        }
+        | {
+            (fraction, "filled"): [setting("filled", fraction, rate, share) for share in params.synthetic_shares]
+            for fraction, rate in filling.items()
         }
     )
     chosen = [training for setting in outcome.chosen.values() for training in setting]
@@ -255,7 +277,7 @@ def _begin(watched: Connection, real: Path, synthetic: Path) -> None:
 
 
 def _train(training: Training, file: Path) -> float:
-    """Train, save to `file`, and return the accuracy on the validation split in percent."""
+    """Train, save to `file`, and return the accuracy on the validation split in percent; of RARE_ARMS the balanced."""
     real, synthetic = _sets
     contents = real.table("train", ["content"])["content"].to_pylist()
     data = Data(
@@ -264,7 +286,10 @@ def _train(training: Training, file: Path) -> float:
     classifier = train(training, data)
     save(classifier, file)
     images, labels = real.arrays("validation")
-    return float(100 * (predict(classifier, images).argmax(axis=1) == labels).mean())
+    right = predict(classifier, images).argmax(axis=1) == labels
+    if training.arm in RARE_ARMS:
+        return float(100 * np.mean([right[labels == label].mean() for label in np.unique(labels)]))
+    return float(100 * right.mean())
 
 
 def _test(files: Sequence[Path]) -> tuple[NDArray[np.int64], list[NDArray[np.bool_]]]:
@@ -279,10 +304,18 @@ def describe(
     """What utility.json holds. `dvc metrics show` shows what is outside of lists; these are for people and reports."""
     same_set = (synthetic.generator or {}).get("data_fingerprint") == real.fingerprint
     rows = [_row(outcome, fraction, real, kept_fraction, same_set=same_set) for fraction in params.fractions]
+    imbalanced = "rare" in rows[0]
+    gains = {
+        row["data"]: {arm: gain["mean"] for arm, gain in row["rare"]["recall_gain"].items()}
+        for row in rows
+        if imbalanced
+    }
+    arms = ARMS | RARE_ARMS if imbalanced else ARMS
     return {
         "synthetic_only_accuracy": t_interval(outcome.tested(0.0, "synthetic")).mean,
         "gain_over_real": {row["data"]: row["gain_over_real"]["mean"] for row in rows},
         "gain_over_real_long": {row["data"]: row["gain_over_real_long"]["mean"] for row in rows},
+        **({"rare_recall_gain": gains} if imbalanced else {}),
         "rows": rows,
         "choices": [
             {
@@ -297,7 +330,12 @@ def describe(
             for (fraction, arm), settings in outcome.candidates.items()
             for setting in settings
         ],
-        "protocol": [*PROTOCOLS.values(), *(f"{arm}: {meaning}." for arm, meaning in ARMS.items()), INTERVALS],
+        "protocol": [
+            *PROTOCOLS.values(),
+            *(f"{arm}: {meaning}." for arm, meaning in arms.items()),
+            INTERVALS,
+            *([RARE_CLASSES] if imbalanced else []),
+        ],
     }
 
 
@@ -327,7 +365,50 @@ def _row(outcome: Outcome, fraction: float, real: ImageSet, kept_fraction: float
         "class_gain_over_real_long": {name: asdict(t_interval(values)) for name, values in by_class.items()},
         "learning_rate": chosen.learning_rate,
         "synthetic_share": chosen.synthetic_share,
+        **_rare(outcome, fraction, real, protocol, f"{data} of the data", generator_data),
     }
+
+
+def _rare(
+    outcome: Outcome, fraction: float, real: ImageSet, protocol: Protocol, data: str, generator_data: str
+) -> dict[str, Any]:
+    """What a row has more where classes are rare: their recall, and what is gained by filling them up, in percent."""
+    counts = real.counts["train"]
+    if not (labels := rare_labels(counts)):
+        return {}
+    rare = {real.classes[label]: ceil(round(fraction * counts[label], 9)) for label in labels}
+    by_class = {  # each (classes, seeds)
+        arm: np.stack(
+            [outcome.tested(0.0 if arm == "synthetic" else fraction, arm, label) for label in range(len(real.classes))]
+        )
+        for arm in ARMS | RARE_ARMS
+    }
+    recall = {arm: values[labels].mean(axis=0) for arm, values in by_class.items()}
+    balanced = {arm: values.mean(axis=0) for arm, values in by_class.items()}
+    recall_gain = {arm: t_interval(recall["filled"] - recall[arm]) for arm in RARE_BASELINES}
+    balanced_gain = {arm: t_interval(balanced["filled"] - balanced[arm]) for arm in RARE_BASELINES}
+    chosen = outcome.chosen[fraction, "filled"][0]
+    found = {
+        "images": rare,
+        "verdict": rare_verdict(recall_gain, balanced_gain),
+        "sentence": rare_sentence(protocol, data, generator_data, rare, recall_gain, balanced_gain),
+        "recall_gain": _as_dicts(recall_gain),
+        "balanced_accuracy_gain": _as_dicts(balanced_gain),
+        "recall": _as_dicts({arm: t_interval(values) for arm, values in recall.items()}),
+        "balanced_accuracy": _as_dicts({arm: t_interval(values) for arm, values in balanced.items()}),
+        "recall_by_seed": {arm: [round(value, 4) for value in values.tolist()] for arm, values in recall.items()},
+        "recall_by_class": {
+            name: {arm: round(float(values[label].mean()), 4) for arm, values in by_class.items()}
+            for label, name in enumerate(real.classes)
+        },
+        "learning_rate": chosen.learning_rate,
+        "synthetic_share": chosen.synthetic_share,
+    }
+    return {"rare": found}
+
+
+def _as_dicts(intervals: Mapping[Arm, Interval]) -> dict[str, dict[str, float]]:
+    return {arm: asdict(interval) for arm, interval in intervals.items()}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -335,7 +416,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     flat = []
     for row in rows:
         line = {name: row[name] for name in ("data_fraction", "protocol", "real_images", "verdict")}
-        for name, interval in [*row["accuracy"].items(), *((name, row[name]) for name in row if name[:5] == "gain_")]:
+        intervals = row["accuracy"] | {name: row[name] for name in row if name.startswith("gain_")}
+        if rare := row.get("rare"):
+            intervals |= {f"rare_recall_{arm}": interval for arm, interval in rare["recall"].items()}
+            intervals |= {f"rare_recall_gain_over_{arm}": interval for arm, interval in rare["recall_gain"].items()}
+            intervals |= {f"balanced_accuracy_{arm}": each for arm, each in rare["balanced_accuracy"].items()}
+        for name, interval in intervals.items():
             line |= {name: interval["mean"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
         flat.append(line)
     text = io.StringIO()

@@ -144,6 +144,21 @@ def test_the_card_says_what_was_measured(workspace: Path) -> None:
         assert words in text, words
 
 
+def test_the_card_says_what_filling_up_rare_classes_gains(workspace: Path) -> None:
+    utility = json.loads((workspace / "out/utility/utility.json").read_text())
+    gains = dict.fromkeys(("real", "real_long", "oversampled", "weighted"), INTERVAL)
+    utility["rows"][2]["rare"] = {"images": {"c": 4}, "verdict": "helps", "recall_gain": gains}
+    utility["protocol"] += ["filled: filled up.", "weighted: by class.", "Rare is what is rare."]
+    write(workspace / "out/utility/utility.json", json.dumps(utility).encode())
+    text = (Path(publish_workspace(workspace, "releases", "digits").url) / "README.md").read_text()
+    for words in (
+        "Filling up the rare classes (c) with it helps with 100 % of them (same-data). Trained",
+        "over these only, losses weighted by class | +3.21 points [+1.50, +4.90] |",
+        "filled: filled up. weighted: by class. Rare is what is rare.*",
+    ):
+        assert words in text, words
+
+
 def test_the_grid_is_of_synthetic_images_only(workspace: Path) -> None:
     published = publish_workspace(workspace, "releases", "digits")
     grid = np.asarray(Image.open(Path(published.url) / "grid.png"))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from pipeline.errors import FailedError
-from pipeline.metrics.classifier import Classifier, _order, embed, load, predict, save, train_classifier
+from pipeline.metrics.classifier import Classifier, _loss, _order, embed, load, predict, save, train_classifier
 
 
 def noise(count: int, size: int = 8, channels: int = 1, seed: int = 0) -> np.ndarray:
@@ -55,6 +55,15 @@ def test_leaves_the_global_random_numbers_alone() -> None:
     state = torch.get_rng_state()
     train_classifier(*sides(50, 1), classes=2, seed=0, images_seen=128, width=8)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_weights_of_the_inverse_size_make_the_loss_the_mean_over_classes() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(12, 3, generator=random), torch.tensor([0] * 8 + [1] * 3 + [2])
+    by_class = [_loss(logits[labels == label], labels[labels == label], None) for label in range(3)]
+    weighted = _loss(logits, labels, 1 / np.bincount(labels.numpy()))
+    assert weighted.item() == pytest.approx(torch.stack(by_class).mean().item(), rel=1e-6)
+    assert _loss(logits, labels, np.ones(3)).item() == pytest.approx(_loss(logits, labels, None).item(), rel=1e-6)
 
 
 def test_images_of_weight_zero_are_never_shown() -> None:

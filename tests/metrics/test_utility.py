@@ -11,7 +11,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.metrics.utility import Data, Interval, Training, draw, protocol_of, sentence, t_interval, train, verdict
+from pipeline.metrics.utility import (
+    RARE_BASELINES,
+    Arm,
+    Data,
+    Interval,
+    Training,
+    draw,
+    filling_weights,
+    protocol_of,
+    rare_labels,
+    rare_sentence,
+    rare_verdict,
+    sentence,
+    t_interval,
+    train,
+    verdict,
+)
 
 
 def test_the_interval_of_five_values_is_the_textbooks() -> None:
@@ -71,6 +87,61 @@ def test_only_same_data_says_that_it_helps_at_a_share_of_the_data() -> None:
     assert "+1.23 points [+0.50, +2.00] over real only, +1.00 points [+0.25, +1.75]" in shared
 
 
+@pytest.mark.parametrize(
+    ("counts", "labels"), [((100, 25, 24), [2]), ((100, 100, 26), []), ((7,), []), ((1, 400, 4, 390), [0, 2])]
+)
+def test_rare_is_what_has_fewer_than_a_quarter_of_the_largest_class(counts: tuple[int, ...], labels: list[int]) -> None:
+    assert rare_labels(counts) == labels
+
+
+sizes = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 60)), min_size=1, max_size=6)
+
+
+@given(sizes, st.floats(0, 1))
+def test_filled_up_all_classes_are_shown_equally_often(counts: list[tuple[int, int]], share: float) -> None:
+    real, synthetic = (np.repeat(np.arange(len(counts)), side) for side in zip(*counts, strict=True))
+    of_real, of_synthetic = filling_weights(real, synthetic, share, len(counts))
+    largest = max(count for count, _ in counts)
+    for label, (have, made) in enumerate(counts):
+        part = of_synthetic[synthetic == label].sum()
+        assert part == pytest.approx(share * (1 - have / largest) if made else 0, abs=1e-12)
+        assert part + of_real[real == label].sum() == pytest.approx(1)
+        assert len(set(of_real[real == label])) == 1
+    assert (of_real >= 0).all()
+    assert (of_synthetic >= 0).all()
+
+
+def rare_gains(**by_arm: Interval) -> dict[Arm, Interval]:
+    return {arm: by_arm.get(arm, ABOVE) for arm in RARE_BASELINES}
+
+
+@pytest.mark.parametrize(
+    ("recall", "balanced", "word"),
+    [
+        (rare_gains(), rare_gains(), "helps"),
+        (rare_gains(), rare_gains(weighted=AROUND), "helps"),
+        (rare_gains(oversampled=AROUND), rare_gains(), "makes no difference"),
+        (rare_gains(weighted=AROUND), rare_gains(), "makes no difference"),
+        (rare_gains(real=BELOW), rare_gains(), "harms"),
+        (rare_gains(), rare_gains(oversampled=BELOW), "harms"),
+    ],
+)
+def test_filling_up_helps_only_when_it_beats_all_that_is_told_of_rare_classes(
+    recall: dict[Arm, Interval], balanced: dict[Arm, Interval], word: str
+) -> None:
+    assert rare_verdict(recall, balanced) == word
+
+
+def test_the_rare_classes_and_what_was_beaten_are_named() -> None:
+    said = rare_sentence(
+        "same-data", "100 % of the data", "100 % of it", {"8": 11, "9": 1}, rare_gains(), rare_gains(weighted=AROUND)
+    )
+    assert said.startswith("filling up the rare classes (8 with 11 images, 9 with 1) helps at 100 % of the data, which")
+    assert "their recall +2.00 points [+1.00, +3.00] over real only with as many images seen, +2.00" in said
+    assert "over oversampling" in said
+    assert said.endswith("+0.00 points [-1.00, +1.00] over class weights")
+
+
 hashes = st.lists(st.text("0123456789abcdef", min_size=8, max_size=8), min_size=20, max_size=60, unique=True)
 
 
@@ -100,9 +171,9 @@ def data() -> Data:
     )
 
 
-def trained(data: Data, synthetic_share: float) -> torch.Tensor:
+def trained(data: Data, synthetic_share: float, arm: Arm = "mixed") -> torch.Tensor:
     training = Training(
-        arm="mixed",
+        arm=arm,
         fraction=0.5,
         seed=3,
         images_seen=300,
@@ -129,3 +200,29 @@ def test_an_arm_learns_from_its_own_images_only(data: Data, share: float, side: 
     images, labels = getattr(data, side)
     other = dataclasses.replace(data, **{side: (255 - images, labels)})
     assert torch.equal(trained(data, share), trained(other, share)) is not needed
+
+
+@pytest.fixture
+def imbalanced(data: Data) -> Data:
+    """Twenty images of class 0, three of class 1."""
+    rows = np.flatnonzero((data.real[1] == 0) | (np.arange(40) % 16 == 1))
+    contents = [data.contents[row] for row in rows]
+    return dataclasses.replace(data, real=(data.real[0][rows], data.real[1][rows]), contents=contents)
+
+
+def test_each_arm_that_is_told_of_rare_classes_learns_in_its_own_way(imbalanced: Data) -> None:
+    arms: dict[Arm, float] = {"real_long": 0.0, "oversampled": 0.0, "weighted": 0.0, "filled": 0.5}
+    weights = {arm: trained(imbalanced, share, arm) for arm, share in arms.items()}
+    for one in arms:
+        for other in arms:
+            assert torch.equal(weights[one], weights[other]) is (one == other)
+
+
+@pytest.mark.parametrize("arm", ["oversampled", "filled"])
+def test_synthetic_images_of_the_largest_class_are_never_shown(imbalanced: Data, arm: Arm) -> None:
+    share = 0.5 if arm == "filled" else 0.0
+    images, labels = imbalanced.synthetic
+    for label, needed in ((0, False), (1, arm == "filled")):
+        inverted = np.where((labels == label)[:, None, None, None], 255 - images, images)
+        other = dataclasses.replace(imbalanced, synthetic=(inverted, labels))
+        assert torch.equal(trained(imbalanced, share, arm), trained(other, share, arm)) is not needed

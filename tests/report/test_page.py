@@ -132,6 +132,17 @@ def test_the_worst_class_is_named_first_with_what_it_gains(workspace: Path) -> N
     assert re.search(r"<b>one 87\.5 % \+3\.25 \[\+2\.50, \+4\.00\] zero 99\.0 %", words)
 
 
+def test_rare_classes_are_named_with_what_filling_them_up_gains(workspace: Path) -> None:
+    path = workspace / paths.UTILITY / "utility.json"
+    content = json.loads(path.read_text())
+    gains = {arm: INTERVAL | {"mean": mean} for arm, mean in {"real_long": 9, "oversampled": 4, "weighted": 5}.items()}
+    content["rows"][0]["rare"] = {"images": {"<b>one": 7}, "verdict": "helps", "recall_gain": gains}
+    path.write_text(json.dumps(content))
+    words = Text(page(workspace)).words
+    assert "Filling up the rare classes (<b>one) with it helps with 5 % of them (shared-generator)." in words
+    assert "5 % (7 images) helps +9.00 [+2.50, +4.00] +4.00 [+2.50, +4.00] +5.00 [+2.50, +4.00]" in words
+
+
 def test_names_are_text_and_never_elements(workspace: Path) -> None:
     assert "<b>one" not in page(workspace)
 

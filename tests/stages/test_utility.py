@@ -23,7 +23,9 @@ from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.imageset import ImageSet, Row, write_imageset
 from pipeline.imageset.layout import content_hash
+from pipeline.metrics.utility import ARMS
 from pipeline.params import Document
+from pipeline.report.utility import draw
 from pipeline.stages import utility
 from pipeline.stages.utility import Outcome, Params
 
@@ -39,9 +41,12 @@ def rows(images: np.ndarray, labels: np.ndarray, split: str) -> Iterator[Row]:
         yield Row(split=split, label=int(label), image=image, path=f"{i}.png", provenance=provenance)
 
 
-def write_real(test: tuple[np.ndarray, np.ndarray] = (DIGITS[TEST], LABELS[TEST])) -> ImageSet:
+def write_real(
+    test: tuple[np.ndarray, np.ndarray] = (DIGITS[TEST], LABELS[TEST]),
+    train: tuple[np.ndarray, np.ndarray] = (DIGITS[TRAIN], LABELS[TRAIN]),
+) -> ImageSet:
     splits = {
-        "train": (DIGITS[TRAIN], LABELS[TRAIN]),
+        "train": train,
         "validation": (DIGITS[VALIDATION], LABELS[VALIDATION]),
         "test": test,
     }
@@ -77,11 +82,11 @@ def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Outcome]:
     """What a worker does, in this process."""
 
-    def measure(params: Params) -> Outcome:
+    def measure(params: Params, *, imbalanced: bool = False) -> Outcome:
         sets = ImageSet.open(paths.REAL / paths.IMAGESET), ImageSet.open(paths.SYNTHETIC / paths.IMAGESET)
         monkeypatch.setattr(utility, "_sets", sets, raising=False)
         with ThreadPoolExecutor(1) as pool:
-            return utility.measure(params, pool, tmp_path)
+            return utility.measure(params, pool, tmp_path, imbalanced=imbalanced)
 
     return measure
 
@@ -144,10 +149,54 @@ def test_the_choosing_seeds_choose_what_is_best_on_validation(measure: Callable[
     write_synthetic(DIGITS[REST], LABELS[REST])
     params = dataclasses.replace(TINY, seeds=3)
     outcome = measure(params)
+    assert {arm for _, arm in outcome.chosen} == set(ARMS)  # a balanced set has no arms of rare classes
     for key, settings in outcome.candidates.items():
         means = [np.mean([outcome.validation[training] for training in setting[:2]]) for setting in settings]
         assert outcome.validated(outcome.chosen[key]) == pytest.approx(max(means))
     assert sum(training.images_seen for training in outcome.validation) == params.all_images_seen()
+
+
+def thinned() -> tuple[np.ndarray, np.ndarray]:
+    """The training images, with three of class 8 and of class 9."""
+    images, labels = DIGITS[TRAIN], LABELS[TRAIN]
+    rows = np.concatenate([np.flatnonzero(labels == label)[: 3 if label >= 8 else None] for label in range(10)])
+    return images[rows], labels[rows]
+
+
+def test_rare_classes_filled_up_with_new_images_are_seen_and_noise_is_not_said_to_help(
+    measure: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    real = write_real(train=thinned())
+    params = Params(
+        fractions=(1.0,), seeds=3, images_seen=3000, learning_rates=(0.01,), synthetic_shares=(0.7,), width=8
+    )
+    write_synthetic(DIGITS[REST], LABELS[REST], data_fingerprint=real.fingerprint)
+    outcome = measure(params, imbalanced=True)
+    assert sum(training.images_seen for training in outcome.validation) == params.all_images_seen(imbalanced=True)
+    row = only_row(outcome, params)
+    rare, accuracy = row["rare"], row["accuracy_by_seed"]
+    assert rare["images"] == {"8": 3, "9": 3}
+    assert rare["recall"]["real_long"]["mean"] + 5 < rare["recall"]["filled"]["mean"]
+    assert rare["sentence"].startswith(f"filling up the rare classes (8 with 3 images, 9 with 3) {rare['verdict']} at ")
+    for arm in ("real_long", "oversampled", "weighted"):
+        by_seed = {each: np.array(rare["recall_by_seed"][each]) for each in ("filled", arm)}
+        gained = np.mean(by_seed["filled"] - by_seed[arm])
+        assert rare["recall_gain"][arm]["mean"] == pytest.approx(gained, abs=1e-3)
+        recalls = [rare["recall_by_class"][name][arm] for name in CLASSES]
+        assert rare["recall"][arm]["mean"] == pytest.approx(np.mean(recalls[8:]), abs=1e-3)
+        assert rare["balanced_accuracy"][arm]["mean"] == pytest.approx(np.mean(recalls), abs=1e-3)
+    sizes = np.bincount(LABELS[TEST])
+    weighted = np.average([rare["recall_by_class"][name]["mixed"] for name in CLASSES], weights=sizes)
+    assert weighted == pytest.approx(np.mean(accuracy["mixed"]), abs=1e-3)
+    (line,) = csv.DictReader(utility.table([row]).splitlines())
+    assert float(line["rare_recall_filled"]) == rare["recall"]["filled"]["mean"]
+    draw(tmp_path / "rare.png", [row])
+    assert (tmp_path / "rare.png").read_bytes().startswith(b"\x89PNG")
+
+    noise = np.random.default_rng(0).integers(0, 256, (500, 1, 8, 8), dtype=np.uint8)
+    write_synthetic(noise, np.arange(500) % 10, data_fingerprint=real.fingerprint)
+    params = dataclasses.replace(params, seeds=2, images_seen=1000, width=4)
+    assert only_row(measure(params, imbalanced=True), params)["rare"]["verdict"] != "helps"
 
 
 def document(**settings: Any) -> Document:
