@@ -50,7 +50,7 @@ def retrain(workspace: Path = Path(), publish_url: str | None = None) -> RunResu
             open_workspace_store(workspace, url)  # a wrong word is told before hours of training
         stages = run_stages(graph, workspace)
         artifacts.record(workspace)
-        published = publish(workspace, url, settings.name, return_state=True).result()
+        published = publish(workspace, url, settings.name, settings.harmful, return_state=True).result()
         return RunResult(stages=stages, published=cast("Published | None", published))
     except ForgelineError as error:  # an expected ending: its sentence, and no traceback
         return Failed(message=str(error), data=error)
@@ -88,14 +88,14 @@ def run_stage(stage: str, workspace: Path, title: str) -> StageRun | State[Any]:
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE)
-def publish(workspace: Path, url: str | None, name: str) -> Published | State[Any] | None:
+def publish(workspace: Path, url: str | None, name: str, harmful: bool = False) -> Published | State[Any] | None:
     """Publish the synthetic set, where a URL is given; ends as Skipped when this very set is published already."""
     say = _teller()
     if not url:
         say("publish: publish.url names no place, skipped")
         return Completed(name="Skipped", message="publish.url names no place")
     try:
-        published = publish_workspace(workspace, url, name)
+        published = publish_workspace(workspace, url, name, harmful=harmful)
     except ForgelineError as error:
         return Failed(message=f"publish: {error}", data=error)
     if published.caveat:

@@ -98,7 +98,8 @@ def sample(model: Path, count: int, out: Path, seed: int, spread: float, sources
 @click.argument("url", required=False)
 @click.option("--name", help="The release's name, instead of publish.name in params.yaml.")
 @click.option("--sign", "key", type=click.Path(path_type=Path), help="A private key (PEM, ed25519) to sign with.")
-def publish(url: str | None, name: str | None, key: Path | None) -> None:
+@click.option("--harmful", is_flag=True, help="Also a set that was measured to harm; its card says so.")
+def publish(url: str | None, name: str | None, key: Path | None, harmful: bool) -> None:
     """Publish the synthetic set of this workspace to URL (s3://bucket/prefix or a folder)."""
     from pipeline import paths
     from pipeline.delivery.settings import read_publish_settings
@@ -108,7 +109,8 @@ def publish(url: str | None, name: str | None, key: Path | None) -> None:
     settings = read_publish_settings(Document.load(paths.PARAMS))
     if not (url := url or settings.url):
         raise click.UsageError("params.yaml: publish.url is null; needed a URL here or there")
-    published = publish_workspace(Path(), url, name or settings.name, key=key)
+    harmful = harmful or settings.harmful
+    published = publish_workspace(Path(), url, name or settings.name, key=key, harmful=harmful)
     if published.caveat:
         click.echo(published.caveat, err=True)
     click.echo(f"{published.url}: {'published' if published.new else 'is published already, nothing is new'}")

@@ -10,10 +10,14 @@ from pipeline.params import Document
 
 @dataclass(frozen=True, kw_only=True)
 class PublishSettings:
-    """`url` is s3://bucket/prefix or a folder, null where a run publishes nothing; `name` is the release's."""
+    """`url` is s3://bucket/prefix or a folder, null where a run publishes nothing; `name` is the release's.
+
+    `harmful`: whether a set is published too that was measured to harm and to help nobody.
+    """
 
     url: str | None
     name: str
+    harmful: bool = False
 
     def __post_init__(self) -> None:
         if not is_name(self.name):

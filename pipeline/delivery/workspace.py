@@ -18,7 +18,7 @@ from pipeline import paths
 from pipeline.delivery.description import Description, Lineage, Metric
 from pipeline.delivery.release import Published, publish
 from pipeline.delivery.stores import Store, open_store
-from pipeline.errors import UserError
+from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet, png
 from pipeline.params import Document
 
@@ -53,11 +53,15 @@ _GRID_CLASSES, _GRID_COLUMNS, _GRID_CELL = 20, 10, 48
 _AGAIN = "needed what all stages wrote, run 'dvc repro' first"
 
 
-def publish_workspace(workspace: Path, url: str, name: str, *, key: Path | None = None) -> Published:
+def publish_workspace(
+    workspace: Path, url: str, name: str, *, key: Path | None = None, harmful: bool = False
+) -> Published:
     """Publish the synthetic set of `workspace` to the store at `url`.
 
+    A set that harms and helps nobody is published only when `harmful`, and its card begins with that.
+
     The params of the version are those that dvc.lock has of each stage, not what params.yaml has become since. Raises
-    UserError when outputs are missing or have changed since another stage read them.
+    UserError when outputs are missing or have changed since another stage read them, FailedError when the set harms.
     """
     documents = {f"{title}.json": _read(workspace / path) for title, path in _REPORTS.items()}
     documents[_LOCK.name] = _read(workspace / _LOCK)
@@ -69,6 +73,11 @@ def publish_workspace(workspace: Path, url: str, name: str, *, key: Path | None 
     if (images.generator or {}).get("model_sha256") != model:
         raise UserError(f"{images.root}: was drawn by another model than {workspace / paths.MODEL}; {_AGAIN}")
     _check_inputs(workspace, stages)
+    if harms(reports["utility/utility"]) and not harmful:
+        raise FailedError(
+            f"{name}: is not published, as it harms. {headline(reports['utility/utility'])} Needed a better set, or "
+            "publish.harmful: true, here 'forgeline publish --harmful', to publish it with these words"
+        )
     lineage = Lineage(
         model=model,
         params=_params(stages),
@@ -150,9 +159,10 @@ def _describe(name: str, images: ImageSet, reports: Mapping[str, Mapping[str, An
         title=f"{name.replace('-', ' ').replace('_', ' ').capitalize()}: synthetic images",
         licence=str(images.source.get("licence") or "unknown"),
         source=str(images.source.get("description", "")),
-        verdict=headline(utility),
+        verdict=("Published although it harms. " if harms(utility) else "") + headline(utility),
         measured=(*_gains(utility), *_measures(reports["evaluation/synthetic"])),
         not_good_for=(
+            *(["Training a classifier: one was measured to be worse with this set."] if harms(utility) else []),
             "Measuring a classifier: only real images tell how good it is.",
             f"What the real images do not show: there are {len(images.classes)} classes of {images.image_size}×"
             f"{images.image_size} images here, and a rare case that the real ones lack is not among them.",
@@ -184,6 +194,15 @@ def _translated(images: ImageSet) -> bool:
     return "translated" in (images.generator or {})
 
 
+def harms(utility: Mapping[str, Any]) -> bool:
+    """Whether the set harms with some share of the real images, and helps with none.
+
+    What helps who has few images, and harms who has many, is worth publishing: its verdict says both.
+    """
+    verdicts = {each["verdict"] for row in utility["rows"] for each in (row, row.get("rare", row))}
+    return "harms" in verdicts and "helps" not in verdicts
+
+
 def headline(utility: Mapping[str, Any]) -> str:
     """The verdict of utility.json in one sentence for each question."""
     rows = utility["rows"]
@@ -193,10 +212,8 @@ def headline(utility: Mapping[str, Any]) -> str:
         shown = _listed(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         filled = _by_share((row["rare"]["verdict"], row) for row in rare)
         words += f" Filling up the rare classes ({shown}) with it {filled}."
-    return (
-        f"{words} Trained on this set alone, a classifier is right on {utility['synthetic_only_accuracy']:.1f} % of real "
-        "test images."
-    )
+    alone = f"{utility['synthetic_only_accuracy']:.1f} % of real test images"
+    return f"{words} Trained on this set alone, a classifier is right on {alone}."
 
 
 def _by_share(verdicts: Iterable[tuple[str, Mapping[str, Any]]]) -> str:

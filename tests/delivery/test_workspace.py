@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.delivery import verify
 from pipeline.delivery.workspace import publish_workspace
-from pipeline.errors import UserError
+from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet, Row, write_imageset
 
 INTERVAL = {"mean": 3.21, "low": 1.5, "high": 4.9}
@@ -169,6 +169,33 @@ def test_the_grid_is_of_synthetic_images_only(workspace: Path) -> None:
         for column, image in enumerate(images[labels == label][:10]):
             cell = small[label * 9 : label * 9 + 8, column * 9 : column * 9 + 8]
             np.testing.assert_array_equal(cell, image.transpose(1, 2, 0))
+
+
+def with_verdicts(workspace: Path, *verdicts: str) -> None:
+    rows = [utility_row(f"{10 * place} %", verdict, "same-data") for place, verdict in enumerate(verdicts, start=1)]
+    content = REPORTS["utility/utility.json"] | {"rows": rows}
+    write(workspace / "out/utility/utility.json", json.dumps(content).encode())
+
+
+def test_a_set_that_harms_is_published_only_when_told_to_and_then_says_so(workspace: Path) -> None:
+    with_verdicts(workspace, "makes no difference", "harms")
+    with pytest.raises(
+        FailedError, match=r"^digits: is not published, as it harms\. Added .*harms with 20 % .*publish\.harmful: true"
+    ):
+        publish_workspace(workspace, "releases", "digits")
+    assert not (workspace / "releases").exists()
+    published = publish_workspace(workspace, "releases", "digits", harmful=True)
+    card = (Path(published.url) / "README.md").read_text()
+    assert "**Published although it harms. Added to real images, this set makes no difference with 10 %" in card
+    assert "- Training a classifier: one was measured to be worse with this set." in card
+    assert manifest(workspace)["verdict"].startswith("Published although it harms.")
+
+
+def test_a_set_that_helps_some_and_harms_others_is_published_with_both(workspace: Path) -> None:
+    with_verdicts(workspace, "helps", "harms")
+    card = (Path(publish_workspace(workspace, "releases", "digits").url) / "README.md").read_text()
+    assert "helps with 10 % of them (same-data); harms with 20 % of them (same-data)" in card
+    assert "although it harms" not in card
 
 
 def test_published_again_it_is_nothing_new(workspace: Path) -> None:
