@@ -6,12 +6,17 @@ Latents are drawn wider than in training, and what a classifier does not take fo
 arXiv 2305.10118); so are near-copies of training images. Samples are judged in the order of their index and each class
 keeps the first that pass: a larger set begins with the smaller one.
 
+Spread and least confidence are searched when params.yaml names more than one of them: a pool of samples is drawn once
+for each spread, and its features and confidences serve all. Chosen is what surprises least on the validation split.
+
 A generator that translates has no latents, and translates the training images: there are as many samples as these.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -30,13 +35,15 @@ from pipeline.imageset import ImageSet, Row, write_imageset
 from pipeline.imageset.files import atomic_folder
 from pipeline.imageset.layout import content_hash
 from pipeline.imageset.manifest import write_manifest
-from pipeline.metrics.classifier import Classifier, predict
+from pipeline.metrics.classifier import Classifier, embed, predict
 from pipeline.metrics.judges import FILTER, Judges
 from pipeline.metrics.neighbours import nearest, nearest_of_domain
+from pipeline.metrics.probe import surprise
 from pipeline.params import Document
 from pipeline.progress import ProgressLine
 
 _CHUNK = 512  # samples that are judged together, always: in another batch a probability may differ in its last bit
+_POOL, _POOL_OF_CLASS = 2048, 10  # samples that a search draws for each spread: at least, and for each class
 _REASONS = ("other_label", "low_confidence", "near_copy", "duplicate", "class_full")
 
 
@@ -46,7 +53,8 @@ class Params:
 
     Of a class in `class_counts` there are so many images, of each other one `images_per_class`.
     `spread` is the standard deviation of the latents. The filter's most probable class must be the asked-for one, at a
-    probability of at least `min_confidence`. A near-copy is nearer to a training image than the quantile
+    probability of at least `min_confidence`. `try_spreads` and `try_min_confidences` are tried beside these two, and
+    the best on the validation split is used. A near-copy is nearer to a training image than the quantile
     `copy_quantile` of validation images is. The stage fails when `max_draws_per_image` samples for each wanted image
     were not enough.
     """
@@ -56,6 +64,8 @@ class Params:
     class_counts: dict[str, int] = field(default_factory=dict)
     spread: float = 1.2
     min_confidence: float = 0.5
+    try_spreads: tuple[float, ...] = ()
+    try_min_confidences: tuple[float, ...] = ()
     copy_quantile: float = 0.01
     max_draws_per_image: int = 20
 
@@ -66,8 +76,13 @@ class Params:
         for name, wanted in self.class_counts.items():
             if wanted < 1:
                 raise ValueError(f"class_counts.{name} is {wanted}; needed at least 1")
-        if not 0 < self.spread < float("inf"):
-            raise ValueError(f"spread is {self.spread}; needed a number above 0")
+        for name, spreads in {"spread": (self.spread,), "try_spreads": self.try_spreads}.items():
+            for spread in spreads:
+                if not 0 < spread < float("inf"):
+                    raise ValueError(f"{name} is {spread}; needed a number above 0")
+        for least in self.try_min_confidences:
+            if not 0 <= least < 1:
+                raise ValueError(f"try_min_confidences has {least}; needed 0 or more, and below 1")
         for name in ("min_confidence", "copy_quantile"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; needed 0 or more, and below 1")
@@ -202,9 +217,56 @@ class Selection:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A spread and a least confidence; the share of a pool of samples that pass; how they do on validation images.
+
+    `surprise` is None where a class has no image that passes.
+    """
+
+    spread: float
+    min_confidence: float
+    kept: float
+    surprise: float | None
+
+
+def search(
+    sampler: Sampler, sieve: Sieve, extractor: Classifier, validation: tuple[np.ndarray, np.ndarray], params: Params
+) -> list[Candidate]:
+    """All candidates of `params`. Each spread is sampled and judged once, whatever the number of confidences."""
+    classes = sieve.filter.config["classes"]
+    held_out, truth = embed(extractor, validation[0]), validation[1]
+    pool = sampler.distinct(max(_POOL, _POOL_OF_CLASS * classes))
+    all_sure = dataclasses.replace(sieve, min_confidence=0)
+    found = []
+    for spread in sorted({params.spread, *params.try_spreads}):
+        images, asked = sampler.sample(seed=params.seed, start=0, count=pool, spread=spread)
+        labels, confidences, _, reasons = all_sure.judge(images, asked)
+        features = embed(extractor, images)
+        passed = np.array([not reason for reason in reasons])
+        for least in sorted({params.min_confidence, *params.try_min_confidences}):
+            rows = np.flatnonzero(passed & (confidences >= least))
+            score = None
+            if len(np.unique(labels[rows])) == classes:
+                score = round(surprise(features[rows], labels[rows], held_out, truth, classes), 6)
+            found.append(Candidate(spread=spread, min_confidence=least, kept=len(rows) / pool, surprise=score))
+    return found
+
+
+def choose(candidates: list[Candidate], params: Params) -> Params:
+    """`params` with the spread and least confidence of the least surprise, of equals the first; as they are if none."""
+    scored = [(each.surprise, each) for each in candidates if each.surprise is not None]
+    if not scored:
+        return params
+    _, best = min(scored, key=lambda pair: pair[0])
+    return dataclasses.replace(params, spread=best.spread, min_confidence=best.min_confidence)
+
+
 def run(document: Document) -> None:
     """Write out/synthetic, whole or not at all. Raises UserError when model, judges and real set do not fit."""
-    params = read_params(document)
+    from pipeline.report.search import draw
+
+    params = given = read_params(document)
     real = ImageSet.open(paths.REAL / paths.IMAGESET)
     model, judges = Model.load(paths.MODEL), Judges.load(paths.FEATURES)
     made = (model.classes, model.channels, model.image_size)
@@ -224,6 +286,14 @@ def run(document: Document) -> None:
     )
     expected = np.quantile(sieve.distances(*real.arrays("validation")), params.copy_quantile)
     sieve = dataclasses.replace(sieve, copy_distance=float(expected))
+    candidates = search(model, sieve, judges.extractor, real.arrays("validation"), params)
+    params = choose(candidates, params)
+    sieve = dataclasses.replace(sieve, min_confidence=params.min_confidence)
+    tried = [
+        dataclasses.asdict(each)
+        | {"chosen": (each.spread, each.min_confidence) == (params.spread, params.min_confidence)}
+        for each in candidates
+    ]
     selection = Selection(sampler=model, sieve=sieve, params=params, classes=real.classes)
     generator = {"family": model.family, "model_sha256": model.sha256, "data_fingerprint": model.data_fingerprint}
     how = "Drawn by a {} generator that learned from"
@@ -252,9 +322,21 @@ def run(document: Document) -> None:
             "filter_sha256": judges.about["classifiers"][FILTER]["sha256"],
             "real_fingerprint": real.fingerprint,
             "copy_distance": sieve.copy_distance,
-            "params": dataclasses.asdict(params),
+            "chosen": {"spread": params.spread, "min_confidence": params.min_confidence},
+            "search": tried,
+            "params": dataclasses.asdict(given),
         }
+        (folder / "search.csv").write_text(_table(tried), encoding="utf-8")
+        draw(folder / "search.png", tried)
         (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _kind(classes: tuple[str, ...], channels: int, image_size: int) -> str:

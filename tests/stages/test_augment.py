@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from pipeline.imageset import ImageSet, Row, write_imageset
 from pipeline.metrics.classifier import Classifier, train_classifier
 from pipeline.params import Document
 from pipeline.stages import augment, features
-from pipeline.stages.augment import Params, Selection, Sieve
+from pipeline.stages.augment import Candidate, Params, Selection, Sieve
 
 CLASSES = ("low", "middle", "high")
 
@@ -142,6 +143,45 @@ def test_without_labels_the_filter_names_the_class(classifier: Classifier) -> No
     assert selection.counts()["dropped"]["other_label"] == 0
 
 
+class SpreadSampler(FaultySampler):
+    """Bars that are right at spread 1 and swim in noise at spread 2; remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked_spreads: list[float] = []
+
+    def sample(self, *, seed: int, start: int, count: int, spread: float) -> tuple[np.ndarray, np.ndarray]:
+        self.asked_spreads.append(spread)
+        images, asked = super().sample(seed=seed, start=start, count=count, spread=spread)
+        noise = np.random.default_rng(seed).integers(0, 256, images.shape, dtype=np.uint8)
+        return (images if spread == 1 else images // 2 + noise // 2), asked
+
+
+def search(classifier: Classifier, sampler: SpreadSampler, params: Params) -> list[Candidate]:
+    sieve = Sieve(filter=classifier, min_confidence=params.min_confidence, train=TRAIN, copy_distance=1e-3)
+    labels = np.arange(60) % 3
+    return augment.search(sampler, sieve, classifier, (bars(labels, 7), labels), params)
+
+
+def test_each_spread_is_drawn_once_and_what_is_like_the_validation_images_is_chosen(classifier: Classifier) -> None:
+    sampler, params = SpreadSampler(), Params(spread=2.0, try_spreads=(1.0,), try_min_confidences=(0.8,))
+    candidates = search(classifier, sampler, params)
+    assert sampler.asked_spreads == [1.0, 2.0]
+    assert [(each.spread, each.min_confidence) for each in candidates] == [(1, 0.5), (1, 0.8), (2, 0.5), (2, 0.8)]
+    assert [candidates[place].kept >= candidates[place + 1].kept > 0 for place in (0, 2)] == [True, True]
+    chosen = augment.choose(candidates, params)
+    assert chosen.spread == 1
+    assert dataclasses.replace(chosen, spread=2.0, min_confidence=0.5) == params
+
+
+def test_where_a_class_never_passes_there_is_no_score_and_nothing_else_is_chosen(classifier: Classifier) -> None:
+    sampler, params = SpreadSampler(), Params(spread=1.0, try_min_confidences=(0.8,))
+    sampler.images[sampler.asked == 2] = TRAIN[0]
+    candidates = search(classifier, sampler, params)
+    assert [each.surprise for each in candidates] == [None, None]
+    assert augment.choose(candidates, params) == params
+
+
 def test_a_class_that_never_passes_ends_in_one_sentence(classifier: Classifier) -> None:
     sampler = FaultySampler()
     sampler.images[sampler.asked == 2] = bars(np.zeros(np.sum(sampler.asked == 2), np.int64), 3)
@@ -159,6 +199,8 @@ def test_a_class_that_never_passes_ends_in_one_sentence(classifier: Classifier) 
         ({"images_per_class": 0}, "images_per_class is 0; needed at least 1"),
         ({"class_counts": {"low": 0}}, "class_counts.low is 0; needed at least 1"),
         ({"spread": 0}, "spread is 0.0; needed a number above 0"),
+        ({"try_spreads": [1.0, 0]}, "try_spreads is 0.0; needed a number above 0"),
+        ({"try_min_confidences": [1.0]}, "try_min_confidences has 1.0; needed 0 or more, and below 1"),
         ({"min_confidence": 1.0}, "min_confidence is 1.0; needed 0 or more, and below 1"),
         ({"copy_quantile": -0.1}, "copy_quantile is -0.1; needed"),
         ({"images_per_clas": 5}, "images_per_clas is not a setting; did you mean 'images_per_class'?"),
@@ -277,7 +319,23 @@ def test_the_manifest_has_the_provenance_and_the_report_adds_up(workspace: Path)
     assert min(manifest["nearest_distance"]) >= report["copy_distance"] - 1e-4
     assert report["kept"] == len(set(manifest["content"])) == 90
     assert report["drawn"] == 90 + sum(report["dropped"].values())
-    assert report["params"] == dataclasses.asdict(augment.read_params(document()))
+    assert report["params"] == json.loads(json.dumps(dataclasses.asdict(augment.read_params(document()))))
+
+
+def test_the_search_is_recorded_and_its_choice_is_what_is_drawn(workspace: Path) -> None:
+    augment.run(document(spread=1.0, try_spreads=[1.6], try_min_confidences=[0.6]))
+    report = json.loads((paths.SYNTHETIC / "report.json").read_text())
+    tried, chosen = report["search"], report["chosen"]
+    assert [(row["spread"], row["min_confidence"]) for row in tried] == [(1, 0.5), (1, 0.6), (1.6, 0.5), (1.6, 0.6)]
+    (best,) = [row for row in tried if row["chosen"]]
+    assert best["surprise"] == min(row["surprise"] for row in tried)
+    assert chosen == {name: best[name] for name in ("spread", "min_confidence")}
+    manifest = pq.read_table(paths.SYNTHETIC / paths.MANIFEST).to_pydict()
+    assert set(manifest["spread"]) == {chosen["spread"]}
+    assert min(manifest["confidence"]) >= chosen["min_confidence"] - 1e-6
+    lines = list(csv.DictReader((paths.SYNTHETIC / "search.csv").read_text().splitlines()))
+    assert [float(line["surprise"]) for line in lines] == [row["surprise"] for row in tried]
+    assert (paths.SYNTHETIC / "search.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_same_settings_give_the_same_bytes(workspace: Path) -> None:
