@@ -80,9 +80,9 @@ class Params:
             for spread in spreads:
                 if not 0 < spread < float("inf"):
                     raise ValueError(f"{name} is {spread}; needed a number above 0")
-        for least in self.try_min_confidences:
-            if not 0 <= least < 1:
-                raise ValueError(f"try_min_confidences has {least}; needed 0 or more, and below 1")
+        for confidence in self.try_min_confidences:
+            if not 0 <= confidence < 1:
+                raise ValueError(f"try_min_confidences has {confidence}; needed 0 or more, and below 1")
         for name in ("min_confidence", "copy_quantile"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; needed 0 or more, and below 1")

@@ -195,7 +195,7 @@ def test_rare_classes_filled_up_with_new_images_are_seen_and_noise_is_not_said_t
 
     noise = np.random.default_rng(0).integers(0, 256, (500, 1, 8, 8), dtype=np.uint8)
     write_synthetic(noise, np.arange(500) % 10, data_fingerprint=real.fingerprint)
-    params = dataclasses.replace(params, seeds=2, images_seen=1000, width=4)
+    params = dataclasses.replace(params, seeds=2, images_seen=1000, width=8)
     assert only_row(measure(params, imbalanced=True), params)["rare"]["verdict"] != "helps"
 
 
