@@ -1,5 +1,7 @@
 """Where the stages of dvc.yaml leave their outputs, relative to the workspace (the folder of dvc.yaml)."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
@@ -18,3 +20,9 @@ UTILITY = OUT / "utility"  # utility: utility.json, table.csv, figures/
 IMAGESET = "imageset"
 MANIFEST = "manifest.parquet"
 QUARANTINE = "quarantine.json"
+
+
+def dvc_cache() -> Path | None:
+    """The DVC cache in use here, beside which is kept what is no output; None outside of a DVC repository."""
+    found = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, check=False)
+    return None if found.returncode else Path(found.stdout.strip())

@@ -5,11 +5,14 @@ Features are float (N, D), from whatever extractor; the generated set always com
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -21,9 +24,12 @@ COVERAGE_NEIGHBOURS = 5  # of density and coverage: the k of arXiv 2002.09797
 _CHUNK = 1000  # rows of a block of pairwise distances
 
 
-def fidelity(generated: np.ndarray, real: np.ndarray, *, seed: int) -> dict[str, float]:
-    """`fid`, `kid`, `precision` and `recall` by torch-fidelity, `density` and `coverage` beside them, in float64.
+def fidelity(
+    generated: np.ndarray, real: np.ndarray, *, seed: int, precision: DTypeLike = np.float64
+) -> dict[str, float]:
+    """`fid`, `kid`, `precision` and `recall` by torch-fidelity, which computes in the `precision` of what it is given.
 
+    `density` and `coverage` beside them, in float64. torch-fidelity's own command line has float32.
     KID is the mean over subsets of `kid_subset_size` drawn by `seed`; unbiased, so it may be below zero. Raises as
     `check_features` does.
     """
@@ -32,8 +38,8 @@ def fidelity(generated: np.ndarray, real: np.ndarray, *, seed: int) -> dict[str,
     from torch_fidelity import calculate_metrics
 
     scores = calculate_metrics(
-        input1=_Rows(generated),
-        input2=_Rows(real),
+        input1=_Rows(generated.astype(precision)),
+        input2=_Rows(real.astype(precision)),
         fid=True,
         kid=True,
         prc=True,
@@ -70,6 +76,19 @@ def by_domain(labels: np.ndarray, *, translated: bool) -> list[np.ndarray]:
     return [np.flatnonzero(labels == domain) for domain in np.unique(labels)]
 
 
+def protocol(about: Mapping[str, Any], sizes: Iterable[tuple[int, int]], *, seed: int) -> dict[str, Any]:
+    """How `fidelity` measures, for a protocol: `about` the extractor, and by the sizes of the sets, generated first."""
+    subsets = sorted({kid_subset_size(*pair) for pair in sizes})
+    return {
+        **about,
+        "kid": f"mean of {KID_SUBSETS} subsets of {' and '.join(map(str, subsets))}, cubic kernel",
+        "precision_recall": f"{NEIGHBOURS} nearest neighbours",
+        "density_coverage": f"{COVERAGE_NEIGHBOURS} nearest neighbours",
+        "seed": seed,
+        "library": f"torch-fidelity {version('torch-fidelity')}, torch {version('torch')}",
+    }
+
+
 def kid_subset_size(generated: int, real: int) -> int:
     """1000 as is usual, or half of the smaller set, so that subsets differ."""
     return min(1000, generated // 2, real // 2)
@@ -79,7 +98,7 @@ class _Rows(Dataset[Tensor]):
     """Features as the data set that torch-fidelity reads."""
 
     def __init__(self, features: np.ndarray) -> None:
-        self.rows = torch.from_numpy(features.astype(np.float64))
+        self.rows = torch.from_numpy(features)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -163,11 +182,16 @@ def _gaussian(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return exact.mean(axis=0), np.atleast_2d(np.cov(exact, rowvar=False))
 
 
+def check_count(count: int, dimensions: int, name: str) -> None:
+    """Raise UserError on fewer images than the covariance of so many features needs."""
+    if count <= dimensions:
+        raise UserError(f"{name} has {count} images; needed more than the {dimensions} dimensions of the features")
+
+
 def check_features(features: np.ndarray, name: str) -> None:
     """Raise UserError on fewer rows than the covariance needs, FailedError on values that are not finite."""
     count, dimensions = features.shape
-    if count <= dimensions:
-        raise UserError(f"{name} has {count} images; needed more than the {dimensions} dimensions of the features")
+    check_count(count, dimensions, name)
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features)).any(axis=1).sum())
         raise FailedError(f"{name}: the features of {bad} of {count} images are not finite")

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,15 +21,15 @@ from pipeline.gan.model import Model
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder
 from pipeline.metrics import fidelity, modes, neighbours, parzen
-from pipeline.metrics.classifier import embed
-from pipeline.metrics.judges import EXTRACTOR, JUDGES, Judges
+from pipeline.metrics.extractors import IN_DOMAIN, Extractor, InDomain, Pretrained, Settings, embed_once
+from pipeline.metrics.judges import JUDGES, Judges
 from pipeline.params import Document
 from pipeline.report import figures
 
 
 @dataclass(frozen=True, kw_only=True)
-class Params:
-    """The `evaluate` section of params.yaml."""
+class Params(Settings):
+    """The `evaluate` section of params.yaml: another `extractor` than the in-domain one is used beside that."""
 
     seed: int = 2
     max_images: int = 10_000  # sampled from a model, drawn from a set; pairs of neighbours cost the square
@@ -38,6 +37,7 @@ class Params:
     threads: int = 1  # of torch; another count gives other last digits
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; needed at least 0")
         if self.max_images < 100:
@@ -101,14 +101,15 @@ def evaluate(
     classes: Sequence[str],
     judges: Judges,
     params: Params,
+    pretrained: Extractor | None = None,
     untrained: Images | None = None,
     validation: Images | None = None,
     round_trip: RoundTrip | None = None,
 ) -> Evaluation:
     """Measure `generated` against the real images, and `untrained` samples of the same generator where given.
 
-    With `validation`, on which it chooses its σ, the Parzen log-likelihood of held-out images too. With `round_trip`
-    how much is lost on the way.
+    With a `pretrained` extractor fidelity in its features too. With `validation`, on which it chooses its σ, the
+    Parzen log-likelihood of held-out images. With `round_trip` how much is lost on the way.
 
     Fidelity is to the held-out images, which neither the generator nor the extractor has seen: towards the training
     images both lean, so that a set could score better than real images do. It takes as many generated images as there
@@ -127,25 +128,13 @@ def evaluate(
     spread = np.divide(spread, real_spread, out=np.full(k, np.nan), where=real_spread > 0)
     nearest, nearest_of_held_out = (_nearest(images, train, generated) for images in (generated, held_out))
 
-    parts = [images.parts(translated=generated.translated) for images in (generated, held_out, train)]
-    references = [embed(judges.extractor, real.draw(params.max_images, seed).images) for real in parts[1]]
-    counts = [min(len(ours.images), len(theirs)) for ours, theirs in zip(parts[0], references, strict=True)]
-
-    def measured(images: Sequence[Images], measure: Callable[[np.ndarray, np.ndarray], dict[str, float]]) -> Any:
-        """The mean over the parts, so many images of each."""
-        drawn = [part.draw(count, seed).images for part, count in zip(images, counts, strict=True)]
-        scores = [measure(embed(judges.extractor, one), real) for one, real in zip(drawn, references, strict=True)]
-        return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
-
-    all_of_it = partial(fidelity.fidelity, seed=seed)
-    metrics: dict[str, Any] = {"images": len(generated.images), "fidelity": measured(parts[0], all_of_it)}
-    if all(len(part.images) >= count for part, count in zip(parts[2], counts, strict=True)):
-        metrics["floor"] = measured(parts[2], all_of_it)
-    if untrained:
-        metrics["untrained"] = measured(
-            untrained.parts(translated=untrained.translated),
-            lambda features, real: {"fid": fidelity.frechet_distance(features, real)},
-        )
+    metrics: dict[str, Any] = {"images": len(generated.images)}
+    protocol = []
+    extractors: list[Extractor] = [InDomain(judges), *([pretrained] if pretrained else [])]
+    for extractor in extractors:
+        blocks, entry = _fidelity(extractor, generated, train, held_out, untrained, params)
+        metrics |= blocks
+        protocol.append((tuple(blocks), entry))
     if conditional:
         mean = float((judged == generated.labels).mean())
         metrics["agreement"] = {"mean": mean, "worst_class": float(np.nanmin(agreement))}
@@ -157,7 +146,7 @@ def evaluate(
     if np.isfinite(spread).any():
         metrics["modes"]["pixel_spread"] = float(np.nanmean(spread))
     metrics["memorization"] = neighbours.memorization(nearest[0], nearest_of_held_out[0])
-    protocol = _protocol(generated, train, held_out, counts, list(map(len, references)), judges, seed)
+    protocol += _protocol(generated, train, held_out, judges)
     if validation:
         samples, choosing = params.parzen_samples, validation.draw(parzen.CHOOSING, seed).images
         metrics["parzen"] = parzen.parzen(generated.images[:samples], choosing, held_out.images)
@@ -187,6 +176,62 @@ def evaluate(
     )
 
 
+def _fidelity(
+    extractor: Extractor,
+    generated: Images,
+    train: Images,
+    held_out: Images,
+    untrained: Images | None,
+    params: Params,
+) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """Fidelity and its floor by their names in metrics.json, and how they were measured.
+
+    A pretrained extractor takes many minutes where the in-domain one takes seconds: it keeps the features of real
+    images, and does without the `untrained` ones.
+    """
+    in_domain, seed = isinstance(extractor, InDomain), params.seed
+    name, floor = ("fidelity", "floor") if in_domain else (extractor.label, f"{extractor.label}_floor")
+    embed_real = extractor.embed if in_domain else partial(embed_once, extractor)
+    ours, theirs, trained_on = (
+        images.parts(translated=generated.translated) for images in (generated, held_out, train)
+    )
+    theirs = [part.draw(params.max_images, seed) for part in theirs]
+    sizes = [(min(len(one.images), len(real.images)), len(real.images)) for one, real in zip(ours, theirs, strict=True)]
+    for count, _ in sizes:
+        fidelity.check_count(count, extractor.dimensions, "the generated set")
+    references = [embed_real(part.images) for part in theirs]
+
+    def measured(
+        images: Sequence[Images],
+        embed: Callable[[np.ndarray], np.ndarray],
+        measure: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+    ) -> dict[str, float]:
+        """The mean over the parts, so many images of each."""
+        drawn = [part.draw(count, seed).images for part, (count, _) in zip(images, sizes, strict=True)]
+        scores = [measure(embed(one), real) for one, real in zip(drawn, references, strict=True)]
+        return {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}
+
+    all_of_it = partial(fidelity.fidelity, seed=seed, precision=extractor.precision)
+    blocks = {name: measured(ours, extractor.embed, all_of_it)}
+    if all(len(part.images) >= count for part, (count, _) in zip(trained_on, sizes, strict=True)):
+        blocks[floor] = measured(trained_on, embed_real, all_of_it)
+    if untrained and in_domain:
+        blocks["untrained"] = measured(
+            untrained.parts(translated=untrained.translated),
+            extractor.embed,
+            lambda features, real: {"fid": fidelity.frechet_distance(features, real)},
+        )
+    count = sum(count for count, _ in sizes)
+    apart = {"domains": "each by itself, then the mean of both"} if generated.translated else {}
+    return blocks, {
+        "generated": f"{count} of {len(generated.images)} {generated.description}",
+        "real": f"{sum(real for _, real in sizes)} of {len(held_out.images)} {held_out.description}",
+        **apart,
+        "floor": f"{count} of {len(train.images)} {train.description}",
+        **fidelity.protocol(extractor.about, sizes, seed=seed),
+    }
+
+
 def _nearest(images: Images, train: Images, generated: Images) -> tuple[np.ndarray, np.ndarray]:
     """Distances to, and rows of, the nearest training images; of translations those of the same domain."""
     if not generated.translated:
@@ -205,34 +250,11 @@ def _protocol(
     generated: Images,
     train: Images,
     held_out: Images,
-    counts: Sequence[int],
-    references: Sequence[int],
     judges: Judges,
-    seed: int,
 ) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
     """What blocks of metrics were measured on and with; a list, which the tables of `dvc metrics` pass over."""
-    classifiers = judges.about["classifiers"]
-    count, subsets = sum(counts), sorted(set(map(fidelity.kid_subset_size, counts, references)))
-    apart = {"domains": "each by itself, then the mean of both"} if generated.translated else {}
     of_domain = " and of the same domain, since a translation is near to its source" if generated.translated else ""
     return [
-        (
-            ("fidelity", "floor", "untrained"),
-            {
-                "generated": f"{count} of {len(generated.images)} {generated.description}",
-                "real": f"{sum(references)} of {len(held_out.images)} {held_out.description}",
-                **apart,
-                "floor": f"{count} of {len(train.images)} {train.description}",
-                "extractor": f"in-domain residual network, pooled features, {judges.extractor.dimensions} dimensions",
-                "extractor_sha256": classifiers[EXTRACTOR]["sha256"],
-                "quantization": "uint8",
-                "kid": f"mean of {fidelity.KID_SUBSETS} subsets of {' and '.join(map(str, subsets))}, cubic kernel",
-                "precision_recall": f"{fidelity.NEIGHBOURS} nearest neighbours",
-                "density_coverage": f"{fidelity.COVERAGE_NEIGHBOURS} nearest neighbours",
-                "seed": seed,
-                "library": f"torch-fidelity {version('torch-fidelity')}, torch {version('torch')}",
-            },
-        ),
         (
             ("agreement", "judges", "modes", "modes_floor"),
             {
@@ -242,7 +264,7 @@ def _protocol(
                 "modes_floor": f"{len(generated.images)} of their labels, with replacement, as the judged ones",
                 "judges": "mean probabilities of networks that trained, filtered and selected nothing"
                 + (", each channel judged alone" if judges.ensemble[0].config["per_channel"] else ""),
-                "judges_sha256": [classifiers[file]["sha256"] for file in JUDGES],
+                "judges_sha256": [judges.about["classifiers"][file]["sha256"] for file in JUDGES],
             },
         ),
         (
@@ -296,6 +318,7 @@ def run(document: Document, which: Literal["model", "synthetic"]) -> None:
     torch.set_num_threads(params.threads)
     real = ImageSet.open(paths.REAL / paths.IMAGESET)
     judges = Judges.load(paths.FEATURES)
+    pretrained = Pretrained(params) if params.extractor != IN_DOMAIN else None
     # Held out is what nothing was chosen on: snapshots and the distance of copies are, on the validation split.
     train, held_out = _real(real, "train"), _real(real, "test")
     generated, untrained, round_trip = (
@@ -308,6 +331,7 @@ def run(document: Document, which: Literal["model", "synthetic"]) -> None:
         classes=real.classes,
         judges=judges,
         params=params,
+        pretrained=pretrained,
         untrained=untrained,
         validation=_real(real, "validation") if which == "model" and params.parzen_samples else None,
         round_trip=round_trip,

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -358,12 +357,12 @@ def _sha256(files: Iterable[Path]) -> str:
 @contextmanager
 def _state_folder(inputs: dict[str, Any]) -> Iterator[Path]:
     """The locked folder of this run's state, beside the DVC cache; removed when the block ends without an exception."""
-    found = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, check=False)
-    if found.returncode:
+    cache = paths.dvc_cache()
+    if cache is None:
         raise UserError(
             f"{Path.cwd()}: is not a DVC repository; needed one to keep checkpoints in, 'dvc init' makes it"
         )
-    root = Path(found.stdout.strip()).parent / "forgeline-state"
+    root = cache.parent / "forgeline-state"
     root.mkdir(parents=True, exist_ok=True)
     text = json.dumps(inputs, indent=2)
     folder = root / hashlib.sha256(text.encode()).hexdigest()

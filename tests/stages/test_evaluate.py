@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import DTypeLike
 from PIL import Image
 
 from pipeline import paths
@@ -19,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.gan.family import ImageSpec, load_family
 from pipeline.gan.model import Model
 from pipeline.imageset import ImageSet, Row, write_imageset
+from pipeline.metrics.fidelity import fidelity
 from pipeline.metrics.judges import Judges
 from pipeline.metrics.parzen import parzen
 from pipeline.params import Document
@@ -161,6 +163,42 @@ def test_a_class_of_one_training_image_has_no_spread_to_compare_with(judges: Jud
     assert "pixel_spread" not in found.metrics["modes"]
 
 
+class Pixels:
+    """An extractor that the pipeline did not train: the means of 2×2 pixels."""
+
+    label = "pixels"
+    precision: DTypeLike = np.float32
+    dimensions = 16
+    about: Mapping[str, Any] = {"extractor": "2×2 pixels", "extractor_sha256": "none"}
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        return images.reshape(len(images), 4, 2, 4, 2).mean(axis=(2, 4), dtype=np.float32).reshape(-1, 16)
+
+
+def test_another_extractor_measures_beside_the_in_domain_one(
+    judges: Judges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORGELINE_CACHE", str(tmp_path))
+    monkeypatch.setattr(paths, "dvc_cache", lambda: None)
+    generated = bars_of(300, 4)
+    alone = measure(generated, judges).metrics
+    metrics = evaluate(
+        generated, TRAIN, HELD_OUT, classes=CLASSES, judges=judges, params=PARAMS, pretrained=Pixels(), untrained=TRAIN
+    ).metrics
+    ours, trained_on = (Pixels().embed(images.draw(150, PARAMS.seed).images) for images in (generated, TRAIN))
+    real = Pixels().embed(HELD_OUT.images)
+    assert metrics["pixels"] == fidelity(ours, real, seed=PARAMS.seed, precision=np.float32)
+    assert metrics["pixels_floor"] == fidelity(trained_on, real, seed=PARAMS.seed, precision=np.float32)
+    for name in alone.keys() - {"protocol"}:
+        assert metrics[name] == alone[name]
+    in_domain, pixels, *rest = metrics["protocol"]
+    assert [in_domain["measures"], *rest] == [["fidelity", "floor", "untrained"], *alone["protocol"][1:]]
+    assert pixels["measures"] == ["pixels", "pixels_floor"]
+    assert pixels["extractor"] == "2×2 pixels"
+    assert (pixels["generated"], pixels["real"]) == ("150 of 300 bars", "150 of 150 bars")
+    assert len(list((tmp_path / "features").iterdir())) == 2  # of real images: those held out, those of the floor
+
+
 def test_a_wrong_label_is_a_disagreement_of_its_class(judges: Judges) -> None:
     images, labels = bars(300, 4)
     labels[:30:3] = 1  # ten low bars that were asked for as middle ones
@@ -257,6 +295,12 @@ def test_every_block_of_numbers_has_its_protocol(workspace: Path, which: str) ->
         assert word in text
     about = json.loads((paths.FEATURES / "features.json").read_text())["classifiers"]
     assert protocol[0]["extractor_sha256"] == about["extractor.safetensors"]["sha256"]
+
+
+def test_weights_that_are_not_there_stop_it_before_it_writes(workspace: Path) -> None:
+    with pytest.raises(UserError, match=r"^nowhere\.pth: is not there; needed a file of weights$"):
+        run("synthetic", extractor="inception-v3-compat", weights="nowhere.pth", weights_sha256="0" * 64)
+    assert not paths.EVALUATION.exists()
 
 
 def test_a_models_parzen_log_likelihood_is_measured_where_it_is_asked_for(workspace: Path) -> None:

@@ -1,0 +1,273 @@
+"""Networks that turn images into features, by name: the in-domain one that the pipeline trains, and torch-fidelity's.
+
+Those of torch-fidelity resize inside, take uint8, and get a grayscale image with its channel repeated, all of it as
+torch-fidelity does with files. It reads weights as a pickle, which can run code: it gets a file of known sha256 only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike
+from torch import Tensor
+
+from pipeline import paths
+from pipeline.errors import FailedError, UserError
+from pipeline.imageset.files import sha256_file, write_atomically
+from pipeline.metrics.classifier import embed
+from pipeline.metrics.judges import EXTRACTOR, Judges
+from pipeline.progress import ProgressLine
+
+IN_DOMAIN, INCEPTION = "in-domain", "inception-v3-compat"
+Name = Literal[
+    "in-domain",
+    "inception-v3-compat",
+    "clip-rn50",
+    "clip-rn101",
+    "clip-rn50x4",
+    "clip-rn50x16",
+    "clip-rn50x64",
+    "clip-vit-b-32",
+    "clip-vit-b-16",
+    "clip-vit-l-14",
+    "clip-vit-l-14-336px",
+    "dinov2-vit-s-14",
+    "dinov2-vit-b-14",
+    "dinov2-vit-l-14",
+    "dinov2-vit-g-14",
+]
+Layer = Literal[64, 192, 768, 2048]
+_BATCH = 64  # torch-fidelity's own: with it, its numbers to the last digit
+_ROWS = 1000  # of images that are hashed at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Which extractor: in params.yaml the end of the section `evaluate`, in `forgeline evaluate` its options."""
+
+    extractor: Name = "in-domain"
+    layer: Layer | None = None  # of Inception v3; none: 2048, the layer of what is called FID without more words
+    weights: str | None = None  # a file as torch-fidelity reads it; none: downloaded as torch-fidelity does
+    weights_sha256: str | None = None  # of that file
+
+    def __post_init__(self) -> None:
+        if self.layer is not None and self.extractor != INCEPTION:
+            raise ValueError(f"layer is {self.layer}; needed none with {self.extractor}, only {INCEPTION} has several")
+        if self.weights is not None and self.extractor.startswith((IN_DOMAIN, "dinov2")):
+            raise ValueError(f"weights is '{self.weights}'; needed none with {self.extractor}, which has its own")
+        if self.weights is None and self.weights_sha256 is not None:
+            raise ValueError(f"weights_sha256 is '{self.weights_sha256}'; needed none without weights")
+        if self.weights is not None and not re.fullmatch("[0-9a-f]{64}", self.weights_sha256 or ""):
+            raise ValueError(
+                f"weights_sha256 is {self.weights_sha256 or 'missing'}; needed the hex sha256 that {self.weights} "
+                "should have, since to read weights can run what is in them"
+            )
+
+
+class Extractor(Protocol):
+    """A network that gives features.
+
+    `label` is its name in metrics.json; `about` what a protocol says of it; `dimensions` how many features it gives;
+    `precision` what fidelity is computed in.
+    """
+
+    label: str
+    precision: DTypeLike
+    dimensions: int
+    about: Mapping[str, Any]
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Features, float32 (N, dimensions), of uint8 `images` (N, C, H, W)."""
+
+
+class InDomain:
+    """The classifier of the `features` stage, in the features before its head."""
+
+    label = "in_domain"
+    precision: DTypeLike = np.float64
+
+    def __init__(self, judges: Judges) -> None:
+        self.classifier = judges.extractor
+        self.dimensions = self.classifier.dimensions
+        self.about: Mapping[str, Any] = {
+            "extractor": f"in-domain residual network, pooled features, {self.dimensions} dimensions",
+            "extractor_sha256": judges.about["classifiers"][EXTRACTOR]["sha256"],
+            "quantization": "uint8",
+        }
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        return embed(self.classifier, images)
+
+
+class Pretrained:
+    """An extractor of torch-fidelity, on a GPU where there is one."""
+
+    precision: DTypeLike = np.float32  # as torch-fidelity's own command line
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises UserError on a file that is not what it should be, FailedError where weights cannot be downloaded."""
+        from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+        name = settings.extractor
+        kind = FEATURE_EXTRACTORS_REGISTRY[name]
+        layer = str(settings.layer or kind.get_default_feature_layer_for_metric("fid"))
+        self.label = f"inception_{layer}" if name == INCEPTION else name.replace("-", "_")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if settings.weights is not None:
+            path = Path(settings.weights)
+            sha256 = _checked(path, settings.weights_sha256 or "", "as weights_sha256 says")
+            self.network = _read(kind, name, layer, path)
+        elif name.startswith("dinov2"):
+            self.network = _from_hub(kind, name, layer)
+            path = _hub_file(f"{sys.modules[kind.__module__].MODEL_METADATA[name]}_pretrain.pth")
+            sha256 = sha256_file(path)
+        else:
+            path, sha256 = _downloaded(kind, name)
+            self.network = _read(kind, name, layer, path)
+        self.network.to(self.device)
+        probe = self._forward(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+        if not probe.isfinite().all():
+            lower = ", or a lower layer" if name == INCEPTION else ""
+            raise UserError(f"{path}: gives features of layer {layer} that are not finite; needed whole weights{lower}")
+        self.dimensions = probe.shape[1]
+        side = self.network.resolution if name.startswith("clip") else kind.INPUT_IMAGE_SIZE
+        on_cpu = self.device.type == "cpu"
+        self.about: Mapping[str, Any] = {
+            "extractor": f"torch-fidelity's {name}, layer {layer}, {self.dimensions} dimensions",
+            "extractor_sha256": sha256,
+            "resize": f"to {side}×{side} inside the extractor, bilinear as TensorFlow 1 has it",
+            "quantization": "uint8 before the resize, one channel repeated to three",
+            "device": torch.backends.cpu.get_cpu_capability() if on_cpu else torch.cuda.get_device_name(),
+        }
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        parts = [np.zeros((0, self.dimensions), np.float32)]
+        line = ProgressLine(self.label, len(images), "images")
+        for start in range(0, len(images), _BATCH):
+            batch = torch.from_numpy(np.array(images[start : start + _BATCH]))
+            parts.append(self._forward(batch.expand(-1, 3, -1, -1)).cpu().numpy())
+            line.update(start + len(batch))
+        return np.concatenate(parts)
+
+    @torch.inference_mode()
+    def _forward(self, batch: Tensor) -> Tensor:
+        (features,) = self.network(batch.to(self.device))
+        return features.float()  # type: ignore[no-any-return]
+
+
+def _checked(path: Path, needed: str, why: str) -> str:
+    """The file's sha256, which must begin with `needed`."""
+    if not path.is_file():
+        raise UserError(f"{path}: is not there; needed a file of weights")
+    if not (found := sha256_file(path)).startswith(needed):
+        raise UserError(f"{path}: has the sha256 {found}; needed {needed} {why}")
+    return found
+
+
+def _read(kind: Any, name: str, layer: str, path: Path) -> Any:
+    try:
+        return kind(name, [layer], feature_extractor_weights_path=str(path))
+    except Exception as error:  # pickle and TorchScript raise any; the hash was right, so it is a file of other things
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path}: cannot be read as weights of {name} ({said}); needed those of torch-fidelity"
+        ) from None
+
+
+def _downloaded(kind: Any, name: str) -> tuple[Path, str]:
+    """The file where torch-fidelity itself looks for it, downloaded where it is not there, and its sha256.
+
+    The name ends in the beginning of the sha256, which torch-fidelity does not check of Inception's.
+    """
+    module: Any = sys.modules[kind.__module__]
+    if name == INCEPTION:
+        url = module.URL_INCEPTION_V3
+        path = _hub_file(url.rpartition("/")[2])
+    else:
+        url = module.MODEL_URLS[name]
+        path = _hub_file(f"{name}-{module.MODEL_METADATA[name]['hash']}.pt")
+    needed = path.stem.rpartition("-")[2]
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=needed, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise _not_downloaded(name, url, error) from None
+    return path, _checked(path, needed, "at the beginning, as in its name; removed, it is downloaded again")
+
+
+def _from_hub(kind: Any, name: str, layer: str) -> Any:
+    try:
+        return kind(name, [layer])
+    except (OSError, RuntimeError) as error:
+        raise _not_downloaded(name, "github.com/facebookresearch/dinov2", error) from None
+
+
+def _not_downloaded(name: str, url: str, error: Exception) -> FailedError:
+    said = " ".join(str(error).split())
+    return FailedError(f"{name}: cannot be downloaded from {url} ({said}); needed the network, or weights in a file")
+
+
+def _hub_file(name: str) -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints", name)
+
+
+def embed_once(extractor: Extractor, images: np.ndarray) -> np.ndarray:
+    """`extractor.embed(images)`, kept: the same pixels and weights on the same kind of machine are embedded once.
+
+    Kept beside the DVC cache, or outside of a DVC repository in $FORGELINE_CACHE, else ~/.cache/forgeline. A damaged
+    file is made anew; where none can be written the features are only given.
+    """
+    cache = paths.dvc_cache()
+    if cache is not None:
+        folder = cache.parent / "forgeline-features"
+    else:
+        folder = Path(os.environ.get("FORGELINE_CACHE") or Path.home() / ".cache" / "forgeline") / "features"
+    key = _key(extractor, images)
+    path, shape = folder / f"{key}.features", (len(images), extractor.dimensions)
+    if (found := _kept(path, key, shape)) is not None:
+        return found
+    features = extractor.embed(images)
+    data = features.astype("<f4").tobytes()
+    with suppress(FailedError):  # a full or read-only disk is no reason to throw away what took minutes
+        write_atomically(path, _seal(key, data) + data)
+    return features
+
+
+def _key(extractor: Extractor, images: np.ndarray) -> str:
+    """Hex sha256 over pixels, extractor, weights, and what else the last digits depend on."""
+    known = dict(extractor.about) | {"shape": images.shape, "threads": torch.get_num_threads()}
+    known |= {name: version(name) for name in ("torch", "torch-fidelity")}
+    known["cpu"] = torch.backends.cpu.get_cpu_capability()
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+    for start in range(0, len(images), _ROWS):
+        digest.update(images[start : start + _ROWS].tobytes())
+    return digest.hexdigest()
+
+
+def _kept(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray | None:
+    """The features in the file; None when there is none, or a damaged one."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    seal, data = content[:32], content[32:]
+    if seal != _seal(key, data) or len(data) != 4 * shape[0] * shape[1]:
+        return None
+    return np.frombuffer(data, "<f4").reshape(shape)
+
+
+def _seal(key: str, data: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + data).digest()

@@ -1,0 +1,175 @@
+"""Extractors: settings and files that cannot be right are refused in a sentence; features are kept and never wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import paths
+from pipeline.errors import UserError
+from pipeline.imageset.files import sha256_file
+from pipeline.metrics.classifier import Classifier
+from pipeline.metrics.extractors import INCEPTION, InDomain, Pretrained, Settings, embed_once
+from pipeline.metrics.judges import EXTRACTOR, Judges
+from pipeline.params import Document
+
+
+def read(**settings: Any) -> Settings:
+    return Document({"evaluate": settings}).section("evaluate", Settings)
+
+
+def inception(path: Path, **settings: Any) -> Settings:
+    return read(extractor=INCEPTION, weights=str(path), weights_sha256=sha256_file(path), **settings)
+
+
+@pytest.fixture(scope="module")
+def weights() -> Path:
+    """Inception's weights as torch-fidelity reads them; those of the last layers need not be whole."""
+    found = os.environ.get("FORGELINE_TEST_INCEPTION")
+    if found is None or not Path(found).is_file():
+        pytest.skip("Inception's weights are needed in the file $FORGELINE_TEST_INCEPTION")
+    return Path(found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"extractor": "inception"}, r"evaluate\.extractor is 'inception'; did you mean 'inception-v3-compat'\?"),
+        ({"extractor": INCEPTION, "layer": 512}, r"evaluate\.layer is 512; (did you mean|needed one of)"),
+        ({"layer": 768}, r"evaluate\.layer is 768; needed none with in-domain"),
+        ({"extractor": "clip-rn50", "layer": 64}, r"evaluate\.layer is 64; needed none with clip-rn50"),
+        ({"extractor": "dinov2-vit-s-14", "weights": "w"}, r"evaluate\.weights is 'w'; needed none with dinov2-vit-s"),
+        ({"extractor": INCEPTION, "weights": "w"}, r"evaluate\.weights_sha256 is missing; needed the hex sha256"),
+        ({"extractor": INCEPTION, "weights": "w", "weights_sha256": "ab"}, r"evaluate\.weights_sha256 is ab; needed"),
+        ({"extractor": INCEPTION, "weights_sha256": "ab"}, r"evaluate\.weights_sha256 is 'ab'; needed none without"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        read(**settings)
+
+
+def test_a_file_with_another_hash_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"fc.weight": torch.zeros(3)}, path)
+    settings = inception(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"weights\.pth: has the sha256 \w{64}; needed \w{64} as weights_sha256 says$"):
+        Pretrained(settings)
+    path.unlink()
+    with pytest.raises(UserError, match=r"weights\.pth: is not there; needed a file of weights$"):
+        Pretrained(settings)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", None])
+def test_a_file_of_other_things_is_told(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"fc.weight": torch.zeros(3)}, path)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"weights\.pth: cannot be read as weights of inception-v3-compat \([^\n]*\);"):
+        Pretrained(inception(path))
+
+
+def test_a_damaged_download_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half of it")
+    with pytest.raises(UserError, match=r"6726825d\.pth: has the sha256 \w{64}; needed 6726825d at the beginning, as"):
+        Pretrained(read(extractor=INCEPTION))
+
+
+def test_weights_that_are_not_finite_are_refused_before_any_image(weights: Path, tmp_path: Path) -> None:
+    state = torch.load(weights, weights_only=True)
+    state["Mixed_7a.branch3x3_1.conv.weight"] = torch.full((192, 768, 1, 1), torch.nan)
+    torch.save(state, tmp_path / "broken.pth")
+    with pytest.raises(UserError, match=r"broken\.pth: gives features of layer 2048 that are not finite; needed whole"):
+        Pretrained(inception(tmp_path / "broken.pth"))
+
+
+def test_a_grayscale_image_is_the_same_as_rgb(weights: Path) -> None:
+    extractor = Pretrained(inception(weights, layer=64))
+    gray = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
+    found = extractor.embed(gray)
+    assert (found.shape, found.dtype, extractor.dimensions) == ((3, 64), np.float32, 64)
+    np.testing.assert_array_equal(extractor.embed(np.repeat(gray, 3, axis=1)), found)
+    assert extractor.label == "inception_64"
+    assert extractor.about["extractor"] == "torch-fidelity's inception-v3-compat, layer 64, 64 dimensions"
+    assert extractor.about["extractor_sha256"] == sha256_file(weights)
+    assert extractor.about["resize"].startswith("to 299×299 inside the extractor")
+
+
+IMAGES = np.random.default_rng(1).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
+
+
+def in_domain(sha256: str = "ab") -> InDomain:
+    torch.manual_seed(0)
+    one = Classifier(channels=1, image_size=8, classes=3, width=8).eval()
+    about = {"classifiers": {EXTRACTOR: {"sha256": sha256}}}
+    return InDomain(Judges(extractor=one, filter=one, ensemble=(one,), about=about))
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where features are kept: beside the DVC cache."""
+    monkeypatch.setattr(paths, "dvc_cache", lambda: tmp_path / "cache")
+    return tmp_path / "forgeline-features"
+
+
+def test_kept_features_are_not_computed_again(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor = in_domain()
+    first = embed_once(extractor, IMAGES)
+    np.testing.assert_array_equal(first, extractor.embed(IMAGES))
+    monkeypatch.setattr(extractor, "embed", None)
+    np.testing.assert_array_equal(embed_once(extractor, IMAGES), first)
+    assert len(list(kept.iterdir())) == 1
+
+
+def test_other_pixels_and_other_weights_have_features_of_their_own(kept: Path) -> None:
+    other = IMAGES.copy()
+    other[3, 0, 2, 2] ^= 1
+    embed_once(in_domain(), IMAGES)
+    np.testing.assert_array_equal(embed_once(in_domain(), other), in_domain().embed(other))
+    embed_once(in_domain(), IMAGES[:19])
+    embed_once(in_domain(), IMAGES.reshape(20, 1, 4, 16))
+    embed_once(in_domain("cd"), IMAGES)
+    assert len(list(kept.iterdir())) == 5
+
+
+def test_a_damaged_file_is_made_anew(kept: Path) -> None:
+    first = embed_once(in_domain(), IMAGES)
+    (path,) = kept.iterdir()
+    whole = path.read_bytes()
+    for damaged in (whole[:-4], whole[:40] + bytes([whole[40] ^ 1]) + whole[41:], b"", whole + b"0"):
+        path.write_bytes(damaged)
+        np.testing.assert_array_equal(embed_once(in_domain(), IMAGES), first)
+        assert path.read_bytes() == whole
+
+
+def test_features_of_other_images_under_its_name_are_not_taken(kept: Path) -> None:
+    embed_once(in_domain(), IMAGES)
+    (path,) = kept.iterdir()
+    other = embed_once(in_domain(), IMAGES[::-1])
+    (another,) = set(kept.iterdir()) - {path}
+    another.write_bytes(path.read_bytes())
+    np.testing.assert_array_equal(embed_once(in_domain(), IMAGES[::-1]), other)
+
+
+def test_where_nothing_can_be_written_features_are_given(kept: Path) -> None:
+    kept.write_text("a file where the folder should be")
+    np.testing.assert_array_equal(embed_once(in_domain(), IMAGES), in_domain().embed(IMAGES))
+
+
+def test_outside_of_a_dvc_repository_they_are_in_forgelines_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORGELINE_CACHE", str(tmp_path / "here"))
+    monkeypatch.setattr(paths, "dvc_cache", lambda: None)
+    embed_once(in_domain(), IMAGES)
+    assert len(list((tmp_path / "here" / "features").iterdir())) == 1
