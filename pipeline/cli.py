@@ -6,6 +6,7 @@ Exit status: 0 done, 1 failed, 2 the user's words are off. What a user gets wron
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from importlib.util import find_spec
@@ -92,6 +93,39 @@ def sample(model: Path, count: int, out: Path, seed: int, spread: float, sources
 
     count = sample_to(model, out, count=count, seed=seed, spread=spread, sources=sources)
     click.echo(f"{out}: {count} images")
+
+
+@forgeline.command()
+@click.argument("images", metavar="SET")
+@click.option("--against", "real", metavar="REAL", required=True, help="The images to compare with.")
+@click.option("--split", help="Only this split of REAL: train, validation or test.")
+@click.option("--extractor", default="inception-v3-compat", show_default=True, help="As torch-fidelity names it.")
+@click.option("--layer", type=int, help="Of Inception: 64, 192, 768 or 2048, which is what nothing else is said for.")
+@click.option("--weights", metavar="FILE", help="The extractor's, where they cannot be downloaded.")
+@click.option("--weights-sha256", metavar="HEX", help="What FILE must have.")
+@click.option("--max-images", type=click.IntRange(min=2), default=10_000, show_default=True, help="Drawn of more.")
+@click.option("--seed", type=click.IntRange(min=0), default=2, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="For programs: as metrics.json has it.")
+def evaluate(
+    images: str, real: str, split: str | None, max_images: int, seed: int, as_json: bool, **extractor: str | int | None
+) -> None:
+    """How near the images of SET are to those of REAL: FID, KID, precision, recall, density, coverage.
+
+    Each is a folder, zip or tar of pictures (also on s3://) or an ImageSet; Forgeline need not have made it. With
+    --extractor in-domain the features are those that the workspace here has trained.
+    """
+    from pipeline.delivery.showing import console
+    from pipeline.metrics.extractors import Settings
+    from pipeline.params import Document
+    from pipeline.report.against import compare, table
+
+    given = {name: value for name, value in extractor.items() if value is not None}
+    settings = Document({}, "options").build("evaluate", given, Settings)
+    found = compare(images, real, settings=settings, split=split, max_images=max_images, seed=seed)
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        console().print(table(found))
 
 
 @forgeline.command()

@@ -25,7 +25,7 @@ FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Picture:
-    """`pixels` is uint8 (C, S, S); width, height and mode (Pillow's name) are of the original."""
+    """`pixels` is uint8 (C, S, S), (C, H, W) of a whole one; width, height, mode (Pillow's) are of the original."""
 
     pixels: NDArray[np.uint8]
     width: int
@@ -34,8 +34,10 @@ class Picture:
     resized: bool
 
 
-def load_picture(data: bytes | NDArray[np.uint8], *, image_size: int, channels: int, max_pixels: int) -> Picture:
+def load_picture(data: bytes | NDArray[np.uint8], *, image_size: int | None, channels: int, max_pixels: int) -> Picture:
     """`data`, an encoded file or uint8 (H, W) or (H, W, 3), as an image of `channels` (1 or 3) × `image_size`².
+
+    With `image_size` None whole and as large as it is.
 
     Raises ValueError that begins with "is": no picture, damaged, or above `max_pixels` by its header, which is judged
     before any pixel is unpacked.
@@ -56,19 +58,22 @@ def load_picture(data: bytes | NDArray[np.uint8], *, image_size: int, channels: 
             upright = _plain(original, "L" if channels == 1 else "RGB")
         except Exception as error:
             raise ValueError(f"is a damaged {original.format} picture ({error})") from error
-    side = min(upright.size)
-    left, top = (upright.width - side) // 2, (upright.height - side) // 2
-    square = upright.crop((left, top, left + side, top + side))
-    if side != image_size:
-        square = square.resize((image_size, image_size), Image.Resampling.LANCZOS)
-    pixels = np.array(square)
+    resized = image_size is not None and min(upright.size) != image_size
+    pixels = np.array(upright if image_size is None else _square(upright, image_size))
     return Picture(
         pixels=pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1)),
         width=width,
         height=height,
         mode=mode,
-        resized=side != image_size,
+        resized=resized,
     )
+
+
+def _square(upright: Image.Image, image_size: int) -> Image.Image:
+    side = min(upright.size)
+    left, top = (upright.width - side) // 2, (upright.height - side) // 2
+    square = upright.crop((left, top, left + side, top + side))
+    return square if side == image_size else square.resize((image_size, image_size), Image.Resampling.LANCZOS)
 
 
 def _plain(picture: Image.Image, mode: str) -> Image.Image:
