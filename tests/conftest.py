@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,3 +24,15 @@ settings.load_profile("forgeline")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The whole pipeline first: it is the longest, and one worker's."""
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
+@pytest.fixture(scope="session")
+def inception_weights() -> Path:
+    """Inception's weights as torch-fidelity reads them; those of the last layers need not be whole.
+
+    They are 90 MB, which no test downloads.
+    """
+    found = os.environ.get("FORGELINE_TEST_INCEPTION")
+    if found is None or not Path(found).is_file():
+        pytest.skip("Inception's weights are needed in the file $FORGELINE_TEST_INCEPTION")
+    return Path(found)

@@ -163,8 +163,9 @@ class Pretrained:
 
     @torch.inference_mode()
     def _forward(self, batch: Tensor) -> Tensor:
+        features: Tensor
         (features,) = self.network(batch.to(self.device))
-        return features.float()  # type: ignore[no-any-return]
+        return features.float()
 
 
 def _checked(path: Path, needed: str, why: str) -> str:

@@ -127,18 +127,18 @@ def _of_files(url: str, split: str | None, most: int, random: np.random.Generato
         source = Source(Config(url=url))
     except ValueError as error:
         raise UserError(f"{url}: {error}") from None
-    held: dict[int, tuple[int, RawImage]] = {}  # a reservoir: no more than so many are in memory
+    held: dict[int, RawImage] = {}  # a reservoir: no more than so many are in memory
     total = 0
     with source.read(source.inventory()) as reading:
         for raw in _pictures(url, reading.images):
             if split in (None, raw.split):
                 place = total if total < most else int(random.integers(total + 1))
                 if place < most:
-                    held[place] = (total, raw)
+                    held[place] = raw
                 total += 1
     if not held:
         raise UserError(f"{url}: has no pictures{f' in a folder of the split {split}' if split else ''}; needed some")
-    chosen = [raw for _, raw in sorted(held.values(), key=lambda numbered: numbered[0])]
+    chosen = sorted(held.values(), key=lambda raw: raw.path)  # an archive has an order of its own
     with without_pillows_own_limit():
         images = [_decoded(url, raw) for raw in chosen]
     for image, raw in zip(images, chosen, strict=True):

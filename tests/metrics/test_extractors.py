@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,6 @@ def read(**settings: Any) -> Settings:
 
 def inception(path: Path, **settings: Any) -> Settings:
     return read(extractor=INCEPTION, weights=str(path), weights_sha256=sha256_file(path), **settings)
-
-
-@pytest.fixture(scope="module")
-def weights() -> Path:
-    """Inception's weights as torch-fidelity reads them; those of the last layers need not be whole."""
-    found = os.environ.get("FORGELINE_TEST_INCEPTION")
-    if found is None or not Path(found).is_file():
-        pytest.skip("Inception's weights are needed in the file $FORGELINE_TEST_INCEPTION")
-    return Path(found)
 
 
 @pytest.mark.parametrize(
@@ -85,23 +75,23 @@ def test_a_damaged_download_is_not_read(tmp_path: Path, monkeypatch: pytest.Monk
         Pretrained(read(extractor=INCEPTION))
 
 
-def test_weights_that_are_not_finite_are_refused_before_any_image(weights: Path, tmp_path: Path) -> None:
-    state = torch.load(weights, weights_only=True)
+def test_weights_that_are_not_finite_are_refused_before_any_image(inception_weights: Path, tmp_path: Path) -> None:
+    state = torch.load(inception_weights, weights_only=True)
     state["Mixed_7a.branch3x3_1.conv.weight"] = torch.full((192, 768, 1, 1), torch.nan)
     torch.save(state, tmp_path / "broken.pth")
     with pytest.raises(UserError, match=r"broken\.pth: gives features of layer 2048 that are not finite; needed whole"):
         Pretrained(inception(tmp_path / "broken.pth"))
 
 
-def test_a_grayscale_image_is_the_same_as_rgb(weights: Path) -> None:
-    extractor = Pretrained(inception(weights, layer=64))
+def test_a_grayscale_image_is_the_same_as_rgb(inception_weights: Path) -> None:
+    extractor = Pretrained(inception(inception_weights, layer=64))
     gray = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
     found = extractor.embed(gray)
     assert (found.shape, found.dtype, extractor.dimensions) == ((3, 64), np.float32, 64)
     np.testing.assert_array_equal(extractor.embed(np.repeat(gray, 3, axis=1)), found)
     assert extractor.label == "inception_64"
     assert extractor.about["extractor"] == "torch-fidelity's inception-v3-compat, layer 64, 64 dimensions"
-    assert extractor.about["extractor_sha256"] == sha256_file(weights)
+    assert extractor.about["extractor_sha256"] == sha256_file(inception_weights)
     assert extractor.about["resize"].startswith("to 299×299 inside the extractor")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -80,14 +79,15 @@ def sides(workspace: Path) -> tuple[str, str]:
 
 
 def test_equals_the_command_line_of_torch_fidelity(
-    sides: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    sides: tuple[str, str],
+    inception_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Of the same files, in features of Inception's first layer, which are few."""
     from torch_fidelity import fidelity as theirs
 
-    weights = os.environ.get("FORGELINE_TEST_INCEPTION")
-    if weights is None or not Path(weights).is_file():
-        pytest.skip("Inception's weights are needed in the file $FORGELINE_TEST_INCEPTION")
+    weights = str(inception_weights)
     words = "--cpu --json --silent --fid --kid --prc --no-cache --rng-seed 2 --kid-subset-size 40 --save-cpu-ram"
     words += f" --input1 {sides[0]} --input2 {sides[1]} --feature-extractor inception-v3-compat"
     words += "".join(f" --feature-layer-{metric} 64" for metric in ("fid", "kid", "prc"))
@@ -120,14 +120,14 @@ def test_folder_archive_and_imageset_of_the_same_images_give_the_same_numbers(
     archive = shutil.make_archive(str(workspace / "packed"), "zip", sides[0])
     imageset = write_set(workspace / "set", train=blobs(90, 1))
     splits = write_set(workspace / "splits", train=blobs(40, 9), test=blobs(80, 2))
+    assert measure(archive, sides[1])["in_domain"] == measure(*sides)["in_domain"]
     for generated, real, split in (
         (*sides, None),
-        (archive, sides[1], None),
         (imageset, sides[1], None),
         (sides[0], splits, "test"),
     ):
         found = measure(generated, real, split=split)["in_domain"]
-        del found["kid"]  # its subsets are drawn by place, and an ImageSet has an order of its own
+        del found["kid"]  # its subsets are drawn by place, and files and ImageSets have an order of their own
         assert found == pytest.approx({name: value for name, value in expected.items() if name != "kid"}, rel=1e-9)
     (protocol,) = measure(imageset, splits, split="test")["protocol"]
     assert protocol["measures"] == ["in_domain"]
@@ -227,7 +227,10 @@ def run(*words: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_the_command_prints_a_table_or_json(
-    sides: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    sides: tuple[str, str],
+    inception_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     words = ("made", "--against", "real", "--extractor", "in-domain")
     assert run(*words, "--json", monkeypatch=monkeypatch) == 0
