@@ -2,8 +2,9 @@
 
 New: each weight of the discriminator is divided by its largest singular value, which costs one power iteration a step,
 so its slope is bound everywhere and not only where samples happen to lie. As in the paper's best results the networks
-are residual (appendix B.4), the loss is the hinge (equations 16 and 17), Adam has no momentum, the learning rate falls
-all the way, and the discriminator makes five steps. Labels go into the generator's batch normalization and into the
+are residual (appendix B.4; of its two shapes that for larger images, whose channels double as the size halves), the
+loss is the hinge (equations 16 and 17), Adam has no momentum, the learning rate falls all the way, and the
+discriminator makes five steps. Labels go into the generator's batch normalization and into the
 discriminator by projection, as in the same authors' next paper (Miyato & Koyama 2018, arXiv 1802.05637), and also into
 the generator with the latent, as in BigGAN (Brock et al. 2019, arXiv 1809.11096): gains alone, which all begin as 1,
 take many times as long to tell classes apart.
@@ -26,7 +27,7 @@ from pipeline.gan.layers import (
     LabelJoin,
     NoiseGenerator,
     ProjectionScore,
-    doublings,
+    channels_by_size,
     normalize_spectrally,
 )
 
@@ -44,16 +45,13 @@ class Config(game.Config):
     embedding_size: int = 32  # of the label, where it is joined to the latent
     objective: objectives.Name = "hinge"
     discriminator_steps: int = 5
-    width: int = 128  # channels of the discriminator up to 32×32, half as many at each larger size; generator: twice
+    width: int = 64  # channels at the image's size; twice as many at each smaller size, at most max_width
+    max_width: int = 512
     precision: family.Precision = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, embedding_size=1, width=1)
-
-
-def _channels(width: int, size: int) -> int:
-    return max(1, width * 32 // max(32, size))
+        at_least(self, embedding_size=1, width=1, max_width=1)
 
 
 class GeneratorBlock(nn.Module):
@@ -79,7 +77,7 @@ class Generator(NoiseGenerator):
     def __init__(self, config: Config, spec: ImageSpec) -> None:
         super().__init__(config.latent_size, conditional=config.class_conditional)
         classes = spec.classes if self.conditional else 0
-        channels = [_channels(2 * config.width, 4 * 2**level) for level in range(doublings(spec) + 1)]
+        channels = channels_by_size(spec, config.width, config.max_width)
         self.join = LabelJoin(config.latent_size, classes, config.embedding_size)
         self.first = nn.Linear(self.join.size, channels[0] * 4 * 4)
         self.blocks = nn.ModuleList(
@@ -106,7 +104,7 @@ class DiscriminatorBlock(nn.Module):
         self.halves, self.first = halves, first
         self.convolution1 = nn.Conv2d(before, after, 3, padding=1)
         self.convolution2 = nn.Conv2d(after, after, 3, padding=1)
-        self.shortcut = nn.Conv2d(before, after, 1) if halves else nn.Identity()
+        self.shortcut = nn.Conv2d(before, after, 1) if halves or before != after else nn.Identity()
 
     def forward(self, maps: Tensor) -> Tensor:
         hidden = self.convolution1(maps if self.first else F.relu(maps))
@@ -120,15 +118,14 @@ class DiscriminatorBlock(nn.Module):
 class Discriminator(nn.Module):
     def __init__(self, config: Config, spec: ImageSpec) -> None:
         super().__init__()
-        sizes = [spec.image_size // 2**level for level in range(max(1, doublings(spec) - 1))]  # down to 8×8 to halve
-        blocks, before = [], spec.channels
-        for size in sizes:
-            after = _channels(config.width, size // 2)
-            blocks.append(DiscriminatorBlock(before, after, halves=True, first=size == spec.image_size))
-            before = after
-        blocks += [DiscriminatorBlock(before, before, halves=False) for _ in range(2)]
+        channels = channels_by_size(spec, config.width, config.max_width)[::-1]
+        blocks = [
+            DiscriminatorBlock(before, after, halves=True, first=number == 0)
+            for number, (before, after) in enumerate(itertools.pairwise([spec.channels, *channels[:-1]]))
+        ]
+        blocks.append(DiscriminatorBlock(channels[-2], channels[-1], halves=False))
         self.blocks = nn.Sequential(*blocks, nn.ReLU())
-        self.score = ProjectionScore(before, spec.classes if config.class_conditional else 0)
+        self.score = ProjectionScore(channels[-1], spec.classes if config.class_conditional else 0)
         _initialize(self)
         normalize_spectrally(self)
 

@@ -23,15 +23,15 @@ def test_every_power_of_two_is_made_and_judged(size: int) -> None:
     assert family.discriminator(images, labels).shape == (2,)
 
 
-def test_32_pixels_are_the_networks_of_the_paper() -> None:
+def test_channels_double_as_the_size_halves_and_the_last_block_does_not_halve() -> None:
     family = Family(Config(class_conditional=False), _spec(32))
-    assert [block.convolution1.out_channels for block in family.generator.blocks] == [256, 256, 256]  # type: ignore[union-attr,index]
+    assert [block.convolution1.out_channels for block in family.generator.blocks] == [256, 128, 64]  # type: ignore[union-attr,index]
     blocks = list(family.discriminator.blocks)[:-1]  # type: ignore[arg-type]
     assert [(block.convolution1.out_channels, block.halves) for block in blocks] == [
+        (64, True),
         (128, True),
-        (128, True),
-        (128, False),
-        (128, False),
+        (256, True),
+        (512, False),
     ]
 
 
@@ -46,7 +46,7 @@ def test_every_weight_of_the_discriminator_has_a_largest_singular_value_of_1_and
         if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding)
     }
     judging = [weight for name, weight in weights.items() if name.startswith("discriminator")]
-    assert len(judging) == 3 * 2 + 1 + 2  # two convolutions in each block, the shortcut of the halving one, the score
+    assert len(judging) == 3 * 3 + 2  # two convolutions and the shortcut of each block, the score
     for weight in judging:
         assert torch.linalg.matrix_norm(weight.flatten(1), 2).item() == pytest.approx(1, rel=1e-3)
     making = [weight for name, weight in weights.items() if name.startswith("generator")]
