@@ -20,7 +20,7 @@ from pipeline.gan.pixels import to_float
 
 _BATCH = 128
 NARROWEST = 8  # channels: oneDNN's AVX2 kernel for the gradient of strided 1×1 convolutions writes past fewer
-_PREDICT_BATCH = 512
+_PREDICT_BATCH = 64  # small enough that its maps stay in the cache, and that their memory is used again
 
 
 class _Block(nn.Module):
@@ -160,7 +160,6 @@ def train_classifier(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    classifier.to(memory_format=torch.contiguous_format)  # as `load` gives it
     return classifier.eval()
 
 
@@ -226,7 +225,8 @@ def embed(classifier: Classifier, images: np.ndarray) -> np.ndarray:
 
 def _batches(images: np.ndarray) -> Iterator[Tensor]:
     for start in range(0, len(images), _PREDICT_BATCH):
-        yield to_float(torch.from_numpy(np.array(images[start : start + _PREDICT_BATCH])))
+        batch = to_float(torch.from_numpy(np.array(images[start : start + _PREDICT_BATCH])))
+        yield batch.contiguous(memory_format=torch.channels_last)
 
 
 def save(classifier: Classifier, path: Path) -> str:
@@ -245,4 +245,4 @@ def load(path: Path) -> Classifier:
             classifier.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise FailedError(f"{path}: is not a whole classifier file: {' '.join(str(error).split())}") from None
-    return classifier.eval()
+    return classifier.to(memory_format=torch.channels_last).eval()
