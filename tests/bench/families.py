@@ -1,7 +1,8 @@
 """How families compare after the same time: `python tests/bench/families.py --minutes 10 dcgan wgan_gp …`.
 
 Runs in a workspace whose params.yaml is a recipe such as mnist. Each family gets as many images as it sees in that
-time on this machine, by a rate measured first, and is one DVC experiment named after it, so that `dvc exp show` and
+time on this machine, by a rate measured first in CPU time, so that what else runs here costs it nothing, and is one
+DVC experiment named after it, so that `dvc exp show` and
 `dvc plots diff` tell the rest; its grid stays as out/families/NAME.png. Collapse shows in what the judges see: modes
 among all samples, their KL divergence from the real shares, the share of the rarest and of the commonest class in
 proportion to the real one; and in the diversity of the worst class.
@@ -75,7 +76,7 @@ def _measure(name: str, images: int, threads: int) -> dict[str, Any]:
 
 
 def _images_a_second(name: str, threads: int) -> float:
-    """Of the trainer alone, without snapshots, on the training split."""
+    """Of the trainer alone, without snapshots, on the training split; in a second of CPU time on each thread."""
     real, module = ImageSet.open(paths.REAL / paths.IMAGESET), load_family(name)
     document = Document.load(paths.PARAMS)
     config = document.section(f"families.{name}", module.Config)
@@ -91,10 +92,11 @@ def _images_a_second(name: str, threads: int) -> float:
     nothing = Snapshot(0, score=0.0, diversity=1.0, least_diverse="")
     trainer = Trainer(module.Family(config, spec), batches, images=far, snapshot_images=far, judge=lambda *_: nothing)
     trainer.advance()
-    begun, before = time.monotonic(), trainer.images_seen
-    while time.monotonic() - begun < _CALIBRATION_SECONDS:
+    clock = time.monotonic if torch.cuda.is_available() else lambda: time.process_time() / threads
+    begun, before = clock(), trainer.images_seen
+    while clock() - begun < _CALIBRATION_SECONDS:
         trainer.advance()
-    return (trainer.images_seen - before) / (time.monotonic() - begun)
+    return (trainer.images_seen - before) / (clock() - begun)
 
 
 def _shares() -> list[float]:

@@ -128,6 +128,8 @@ class Generator(NoiseGenerator):
         channels = channels_by_size(spec, config.width, config.max_width)
         total = config.blocks * len(channels)
         self.join = LabelJoin(config.latent_size, spec.classes if self.conditional else 0, config.latent_size)
+        if self.join.embedding is not None:  # a layer like the others, whose input is one of so many
+            nn.init.normal_(self.join.embedding.weight, 0, spec.classes**-0.5)
         layers: list[nn.Module] = [Basis(self.join.size, channels[0])]
         for before, after in itertools.pairwise([channels[0], *channels]):
             if len(layers) > 1:
