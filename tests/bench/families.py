@@ -2,10 +2,10 @@
 
 Runs in a workspace whose params.yaml is a recipe such as mnist. Each family gets as many images as it sees in that
 time on this machine, by a rate measured first in CPU time, so that what else runs here costs it nothing, and is one
-DVC experiment named after it, so that `dvc exp show` and
-`dvc plots diff` tell the rest; its grid stays as out/families/NAME.png. Collapse shows in what the judges see: modes
-among all samples, their KL divergence from the real shares, the share of the rarest and of the commonest class in
-proportion to the real one; and in the diversity of the worst class.
+DVC experiment named after it, so that `dvc exp show` and `dvc plots diff` tell the rest; its grid stays as
+out/families/NAME.png. Collapse shows in what the judges see: modes among all samples, their KL divergence from the
+real shares, the share of the rarest and of the commonest class in proportion to the real one; and in the diversity of
+the worst class.
 """
 
 from __future__ import annotations
