@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.errors import FailedError
 from pipeline.gan.pixels import to_float
@@ -212,15 +214,28 @@ def _one_cycle(progress: float) -> float:
 @torch.inference_mode()
 def predict(classifier: Classifier, images: np.ndarray) -> np.ndarray:
     """Class probabilities, float32 (N, classes), of uint8 `images` (N, C, H, W)."""
-    parts = [functional.softmax(classifier(batch), dim=1).numpy() for batch in _batches(images)]
+    folded = _folded(classifier)
+    parts = [functional.softmax(folded(batch), dim=1).numpy() for batch in _batches(images)]
     return np.concatenate(parts) if parts else np.zeros((0, classifier.config["classes"]), np.float32)
 
 
 @torch.inference_mode()
 def embed(classifier: Classifier, images: np.ndarray) -> np.ndarray:
     """Globally pooled features, float32 (N, dimensions), of uint8 `images` (N, C, H, W)."""
-    parts = [classifier.features(batch).numpy() for batch in _batches(images)]
+    folded = _folded(classifier)
+    parts = [folded.features(batch).numpy() for batch in _batches(images)]
     return np.concatenate(parts) if parts else np.zeros((0, classifier.dimensions), np.float32)
+
+
+def _folded(classifier: Classifier) -> Classifier:
+    """A copy whose convolutions do what the batch normalization after them does: the same function, in less time."""
+    folded = copy.deepcopy(classifier).eval()
+    for module in list(folded.modules()):
+        for name, child in list(module.named_children()):
+            match list(child.children()):
+                case [nn.Conv2d() as convolution, nn.BatchNorm2d() as norm]:
+                    setattr(module, name, fuse_conv_bn_eval(convolution, norm))
+    return folded.to(memory_format=torch.channels_last)
 
 
 def _batches(images: np.ndarray) -> Iterator[Tensor]:

@@ -11,9 +11,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -27,7 +29,7 @@ from pipeline import paths
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset.files import sha256_file, write_atomically
 from pipeline.metrics.classifier import embed
-from pipeline.metrics.judges import EXTRACTOR, Judges
+from pipeline.metrics.judges import EXTRACTOR, JUDGES, Judges
 from pipeline.progress import ProgressLine
 
 IN_DOMAIN, INCEPTION = "in-domain", "inception-v3-compat"
@@ -51,6 +53,7 @@ Name = Literal[
 Layer = Literal[64, 192, 768, 2048]
 _BATCH = 64  # torch-fidelity's own: with it, its numbers to the last digit
 _ROWS = 1000  # of images that are hashed at once
+_KEEP_UNUSED_SECONDS = 30 * 24 * 3600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,23 @@ class InDomain:
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         return embed(self.classifier, images)
+
+
+class Ensemble:
+    """The judges' class probabilities in the form of features, so that those of real images are kept too."""
+
+    label = "judges"
+    precision: DTypeLike = np.float32
+
+    def __init__(self, judges: Judges) -> None:
+        self.judges = judges
+        self.dimensions = judges.ensemble[0].config["classes"]
+        self.about: Mapping[str, Any] = {
+            "judges_sha256": [judges.about["classifiers"][file]["sha256"] for file in JUDGES]
+        }
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        return self.judges.probabilities(images)
 
 
 class Pretrained:
@@ -229,22 +249,37 @@ def embed_once(extractor: Extractor, images: np.ndarray) -> np.ndarray:
     """`extractor.embed(images)`, kept: the same pixels and weights on the same kind of machine are embedded once.
 
     Kept beside the DVC cache, or outside of a DVC repository in $FORGELINE_CACHE, else ~/.cache/forgeline. A damaged
-    file is made anew; where none can be written the features are only given.
+    file is made anew, one that was not used for long removed; where none can be written the features are only given.
     """
-    cache = paths.dvc_cache()
-    if cache is not None:
-        folder = cache.parent / "forgeline-features"
-    else:
+    folder = _beside(paths.dvc_cache, Path.cwd())
+    if folder is None:
         folder = Path(os.environ.get("FORGELINE_CACHE") or Path.home() / ".cache" / "forgeline") / "features"
     key = _key(extractor, images)
     path, shape = folder / f"{key}.features", (len(images), extractor.dimensions)
     if (found := _kept(path, key, shape)) is not None:
+        with suppress(OSError):
+            path.touch()
         return found
     features = extractor.embed(images)
     data = features.astype("<f4").tobytes()
     with suppress(FailedError):  # a full or read-only disk is no reason to throw away what took minutes
         write_atomically(path, _seal(key, data) + data)
+        _forget_old(folder)
     return features
+
+
+@cache
+def _beside(dvc_cache: Callable[[], Path | None], workspace: Path) -> Path | None:
+    """The folder beside the DVC cache of this workspace; it takes a second to ask for."""
+    found = dvc_cache()
+    return None if found is None else found.parent / "forgeline-features"
+
+
+def _forget_old(folder: Path) -> None:
+    for path in folder.glob("*.features"):
+        with suppress(OSError):  # another process has removed it
+            if time.time() - path.stat().st_mtime > _KEEP_UNUSED_SECONDS:
+                path.unlink()
 
 
 def _key(extractor: Extractor, images: np.ndarray) -> str:

@@ -8,26 +8,88 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_BLOCK_ROWS = 4096  # of pairs that are compared at once, on both sides
-_BLOCK_ELEMENTS = 20_000_000  # and no more than these, float32: 80 MB
+_BLOCK_ELEMENTS = 20_000_000  # that are looked at at once, float32: 80 MB
+_BLOCK_ROWS = 4096  # references that are compared at once, and no more
+_ROWS = 128  # images that are compared at once: what is in reach of one of them is compared with all
+_DIRECTIONS = 64
+_SAMPLE = 512  # references that say which directions
+_SLACK = 1e-4  # of squared lengths: far above float32's rounding, far below the distances of neighbours
 
 
 def nearest(images: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `images` the nearest of `references`: distances float32 (N,) and row indices int64 (N,).
+    """`Nearest(references)(images)`, for when these references are needed once."""
+    return Nearest(references)(images)
 
-    Both are uint8 (N, C, H, W) of one size. A distance is the root mean square over channels and pixels of the
-    difference, in levels from 0 (a copy) to 255. Raises ValueError when there is nothing to compare with.
+
+class Nearest:
+    """Finds the nearest of `references`, uint8 (N, C, H, W), at least one.
+
+    It compares few in full. Two images are at least as far apart as their shadows on the references' principal
+    directions, and what these leave over of each image differs in length: with P the projection,
+    |a - b|² ≥ |Pa - Pb|² + (|a - Pa| - |b - Pb|)². What lies farther by that than some reference is, is not nearest.
     """
-    if len(references) == 0 or images.shape[1:] != references.shape[1:]:
-        raise ValueError(f"references are {references.shape}; needed at least 1 of the shape {images.shape[1:]}")
-    rows = max(1, min(_BLOCK_ROWS, _BLOCK_ELEMENTS // math.prod(images.shape[1:])))
-    distance, index = np.empty(len(images), np.float32), np.empty(len(images), np.int64)
-    for start in range(0, len(images), rows):
-        part = slice(start, start + rows)
-        index[part] = found = _nearest_rows(_flat(images[part]), references, rows)
-        difference = images[part].astype(np.float32) - references[found]  # itself, so that a copy is at exactly 0
-        distance[part] = np.sqrt(np.square(difference).mean(axis=(1, 2, 3), dtype=np.float64))
-    return distance, index
+
+    def __init__(self, references: np.ndarray) -> None:
+        """Raises ValueError when there is nothing to compare with."""
+        if len(references) == 0:
+            raise ValueError("references are 0; needed at least 1")
+        self.references = references
+        self.rows = max(1, min(_BLOCK_ROWS, _BLOCK_ELEMENTS // math.prod(references.shape[1:])))
+        sample = _flat(references[:: math.ceil(len(references) / min(_SAMPLE, self.rows))])
+        self.centre = sample.mean(dim=0)
+        self.directions = torch.linalg.svd(sample - self.centre, full_matrices=False).Vh[:_DIRECTIONS]
+        starts = range(0, len(references), self.rows)
+        self.shadows = torch.cat([self._shadow(_flat(references[start : start + self.rows])) for start in starts])
+        self.lengths = self.shadows.square().sum(dim=1)
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Distances float32 (M,) to, and rows int64 (M,) of, the nearest reference of each of uint8 (M, C, H, W).
+
+        A distance is the root mean square over channels and pixels of the difference, in levels from 0 (a copy) to
+        255. Raises ValueError on images of another shape.
+        """
+        references = self.references
+        if images.shape[1:] != references.shape[1:]:
+            raise ValueError(f"references are {references.shape}; needed the shape {images.shape[1:]} of the images")
+        distance, index = np.empty(len(images), np.float32), np.empty(len(images), np.int64)
+        size = max(1, min(_ROWS, self.rows, _BLOCK_ELEMENTS // len(references)))
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
+            index[part] = found = self._nearest_rows(_flat(images[part]))
+            difference = images[part].astype(np.float32) - references[found]  # itself, so that a copy is at exactly 0
+            distance[part] = np.sqrt(np.square(difference).mean(axis=(1, 2, 3), dtype=np.float64))
+        return distance, index
+
+    def _shadow(self, rows: Tensor) -> Tensor:
+        """Along the directions, and the length of what is left over: (N, directions + 1)."""
+        centred = rows - self.centre
+        along = centred @ self.directions.T
+        left = torch.linalg.vector_norm(centred - along @ self.directions, dim=1, keepdim=True)
+        return torch.cat([along, left], dim=1)
+
+    def _nearest_rows(self, ours: Tensor) -> np.ndarray:
+        """The index of the nearest reference to each row of `ours`, by |theirs|²/2 - ours·theirs."""
+        among = self._in_reach(ours)
+        least, index = torch.full((len(ours),), torch.inf), torch.zeros(len(ours), dtype=torch.int64)
+        for start in range(0, len(among), self.rows):
+            theirs = _flat(self.references[among[start : start + self.rows]])
+            scores = torch.addmm(theirs.square().sum(dim=1) / 2, ours, theirs.T, alpha=-1)
+            least_here, at = scores.min(dim=1)
+            index = torch.where(least_here < least, at + start, index)
+            least = torch.minimum(least, least_here)
+        found: np.ndarray = among[index.numpy()]
+        return found
+
+    def _in_reach(self, ours: Tensor) -> np.ndarray:
+        """The rows of the references of which one is the nearest to each row of `ours`."""
+        shadow = self._shadow(ours)
+        lengths = shadow.square().sum(dim=1)
+        bounds = torch.addmm(self.lengths, shadow, self.shadows.T, alpha=-2)  # but for our own lengths
+        likely = _flat(self.references[bounds.argmin(dim=1).numpy()])
+        slack = _SLACK * (self.lengths.max() + lengths.max())
+        reach = (ours - likely).square().sum(dim=1) - lengths + slack
+        among: np.ndarray = (bounds <= reach[:, None]).any(dim=0).nonzero().squeeze(1).numpy()
+        return among
 
 
 def nearest_of_domain(
@@ -44,19 +106,6 @@ def nearest_of_domain(
         distance[rows], found = nearest(images[rows], references[among])
         index[rows] = among[found]
     return distance, index
-
-
-def _nearest_rows(ours: Tensor, references: np.ndarray, rows: int) -> np.ndarray:
-    """The index of the nearest reference to each row of `ours`, by |theirs|²/2 - ours·theirs."""
-    least, index = torch.full((len(ours),), torch.inf), torch.zeros(len(ours), dtype=torch.int64)
-    for start in range(0, len(references), rows):
-        theirs = _flat(references[start : start + rows])
-        scores = torch.addmm(theirs.square().sum(dim=1) / 2, ours, theirs.T, alpha=-1)
-        least_here, at = scores.min(dim=1)
-        index = torch.where(least_here < least, at + start, index)
-        least = torch.minimum(least, least_here)
-    found: np.ndarray = index.numpy()
-    return found
 
 
 def _flat(images: np.ndarray) -> Tensor:

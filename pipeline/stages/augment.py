@@ -21,6 +21,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from typing import Any, Protocol
 
@@ -37,7 +38,7 @@ from pipeline.imageset.layout import content_hash
 from pipeline.imageset.manifest import write_manifest
 from pipeline.metrics.classifier import Classifier, embed, predict
 from pipeline.metrics.judges import FILTER, Judges
-from pipeline.metrics.neighbours import nearest, nearest_of_domain
+from pipeline.metrics.neighbours import Nearest, nearest_of_domain
 from pipeline.metrics.probe import surprise
 from pipeline.params import Document
 from pipeline.progress import ProgressLine
@@ -113,8 +114,12 @@ class Sieve:
     def distances(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """To the nearest training image, of a translation to the nearest of its domain."""
         if self.domains is None:
-            return nearest(images, self.train)[0]
+            return self._nearest(images)[0]
         return nearest_of_domain(images, labels, self.train, self.domains)[0]
+
+    @cached_property
+    def _nearest(self) -> Nearest:
+        return Nearest(self.train)
 
     def judge(self, images: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
         """Of samples (N, C, H, W): labels (asked for, or by the filter where -1), the filter's confidence in them,

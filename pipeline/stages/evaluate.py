@@ -21,10 +21,12 @@ from pipeline.gan.model import Model
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder
 from pipeline.metrics import fidelity, modes, neighbours, parzen
-from pipeline.metrics.extractors import IN_DOMAIN, Extractor, InDomain, Pretrained, Settings, embed_once
+from pipeline.metrics.extractors import IN_DOMAIN, Ensemble, Extractor, InDomain, Pretrained, Settings, embed_once
 from pipeline.metrics.judges import JUDGES, Judges
 from pipeline.params import Document
 from pipeline.report import figures
+
+_UNTRAINED = 2000  # samples of a generator before training: they are far off, by however many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ def evaluate(
         for images, theirs in ((generated.images, labels), (train.images, train.labels))
     )
     spread = np.divide(spread, real_spread, out=np.full(k, np.nan), where=real_spread > 0)
-    nearest, nearest_of_held_out = (_nearest(images, train, generated) for images in (generated, held_out))
+    nearest, nearest_of_held_out = _nearest([generated, held_out], train)
 
     metrics: dict[str, Any] = {"images": len(generated.images)}
     protocol = []
@@ -138,7 +140,7 @@ def evaluate(
     if conditional:
         mean = float((judged == generated.labels).mean())
         metrics["agreement"] = {"mean": mean, "worst_class": float(np.nanmin(agreement))}
-    right = judges.probabilities(held_out.images).argmax(axis=1) == held_out.labels
+    right = embed_once(Ensemble(judges), held_out.images).argmax(axis=1) == held_out.labels
     metrics["judges"] = {"held_out_accuracy": float(right.mean())}
     metrics["modes"] = modes.balance(judged, train.labels, k)
     drawn = np.random.Generator(np.random.Philox(seed)).choice(train.labels, len(judged))
@@ -186,12 +188,12 @@ def _fidelity(
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     """Fidelity and its floor by their names in metrics.json, and how they were measured.
 
-    A pretrained extractor takes many minutes where the in-domain one takes seconds: it keeps the features of real
-    images, and does without the `untrained` ones.
+    Features of real images are kept. A pretrained extractor takes many minutes where the in-domain one takes seconds,
+    and does without the `untrained` ones.
     """
     in_domain, seed = isinstance(extractor, InDomain), params.seed
     name, floor = ("fidelity", "floor") if in_domain else (extractor.label, f"{extractor.label}_floor")
-    embed_real = extractor.embed if in_domain else partial(embed_once, extractor)
+    embed_real = partial(embed_once, extractor)
     ours, theirs, trained_on = (
         images.parts(translated=generated.translated) for images in (generated, held_out, train)
     )
@@ -223,6 +225,8 @@ def _fidelity(
         )
     count = sum(count for count, _ in sizes)
     apart = {"domains": "each by itself, then the mean of both"} if generated.translated else {}
+    if "untrained" in blocks and untrained:
+        apart["untrained"] = f"{min(count, len(untrained.images))} {untrained.description}"
     return blocks, {
         "generated": f"{count} of {len(generated.images)} {generated.description}",
         "real": f"{sum(real for _, real in sizes)} of {len(held_out.images)} {held_out.description}",
@@ -232,11 +236,14 @@ def _fidelity(
     }
 
 
-def _nearest(images: Images, train: Images, generated: Images) -> tuple[np.ndarray, np.ndarray]:
-    """Distances to, and rows of, the nearest training images; of translations those of the same domain."""
-    if not generated.translated:
-        return neighbours.nearest(images.images, train.images)
-    return neighbours.nearest_of_domain(images.images, images.labels, train.images, train.labels)
+def _nearest(sets: Sequence[Images], train: Images) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each set distances to, and rows of, the nearest training images; of translations those of the same domain."""
+    if any(images.translated for images in sets):
+        return [
+            neighbours.nearest_of_domain(images.images, images.labels, train.images, train.labels) for images in sets
+        ]
+    find = neighbours.Nearest(train.images)
+    return [find(images.images) for images in sets]
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -369,15 +376,14 @@ def _from_model(real: ImageSet, params: Params) -> tuple[Images, Images, RoundTr
     name = f"the {model.family} model {model.sha256[:12]}"
     drawn = f"samples of {name} (seed {params.seed}, spread 1)"
     origin = f"translations of the test split by {name}" if model.translates else drawn
-    generated, untrained = (
-        _sampled(one, f"{which} {origin}", params)
-        for one, which in ((model, "unfiltered"), (dataclasses.replace(model, generator=generator), "untrained"))
-    )
+    before = dataclasses.replace(model, generator=generator)
+    generated = _sampled(model, f"unfiltered {origin}", params, params.max_images)
+    untrained = _sampled(before, f"untrained {origin}", params, min(_UNTRAINED, params.max_images))
     return generated, untrained, model.round_trip(len(generated.images) // 2) if model.translates else None
 
 
-def _sampled(model: Model, description: str, params: Params) -> Images:
-    images, labels = model.sample(seed=params.seed, start=0, count=model.distinct(params.max_images))
+def _sampled(model: Model, description: str, params: Params, count: int) -> Images:
+    images, labels = model.sample(seed=params.seed, start=0, count=model.distinct(count))
     return Images(images=images, labels=labels, description=description, translated=model.translates)
 
 

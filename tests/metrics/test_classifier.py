@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from pipeline.errors import FailedError
+from pipeline.gan.pixels import to_float
 from pipeline.metrics.classifier import Classifier, _loss, _order, embed, load, predict, save, train_classifier
 
 
@@ -136,6 +137,19 @@ def test_no_images_give_no_rows() -> None:
     classifier = Classifier(channels=1, image_size=8, classes=7).eval()
     assert predict(classifier, noise(0)).shape == (0, 7)
     assert embed(classifier, noise(0)).shape == (0, classifier.dimensions)
+
+
+def test_predicts_as_the_network_that_was_trained() -> None:
+    """Though its batch normalization is folded into the convolutions, which the network itself keeps apart."""
+    images, labels = sides(100, 1)
+    classifier = train_classifier(images, labels, classes=2, seed=0, images_seen=1000, width=8, blocks=2)
+    names = list(classifier.state_dict())
+    with torch.inference_mode():
+        batch = to_float(torch.from_numpy(images))
+        needed, features = classifier(batch).softmax(dim=1), classifier.features(batch)
+    np.testing.assert_allclose(predict(classifier, images), needed, atol=1e-5)
+    np.testing.assert_allclose(embed(classifier, images), features, atol=1e-4)
+    assert list(classifier.state_dict()) == names
 
 
 def test_comes_back_from_its_file_with_every_bit(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.imageset.files import sha256_file
 from pipeline.metrics.classifier import Classifier
-from pipeline.metrics.extractors import INCEPTION, InDomain, Pretrained, Settings, embed_once
-from pipeline.metrics.judges import EXTRACTOR, Judges
+from pipeline.metrics.extractors import INCEPTION, Ensemble, InDomain, Pretrained, Settings, embed_once
+from pipeline.metrics.judges import EXTRACTOR, JUDGES, Judges
 from pipeline.params import Document
 
 
@@ -149,6 +150,32 @@ def test_features_of_other_images_under_its_name_are_not_taken(kept: Path) -> No
     (another,) = set(kept.iterdir()) - {path}
     another.write_bytes(path.read_bytes())
     np.testing.assert_array_equal(embed_once(in_domain(), IMAGES[::-1]), other)
+
+
+def test_features_that_were_not_used_for_long_are_forgotten(kept: Path) -> None:
+    for extractor in (in_domain(), in_domain("cd")):
+        embed_once(extractor, IMAGES)
+    for path in kept.iterdir():
+        os.utime(path, (0, 0))
+    embed_once(in_domain(), IMAGES)
+    assert len(list(kept.iterdir())) == 2  # one has been used now, and nothing new was kept
+    embed_once(in_domain("ef"), IMAGES)
+    assert len(list(kept.iterdir())) == 2
+
+
+def test_what_the_judges_see_is_kept_by_their_weights(kept: Path) -> None:
+    one = in_domain().classifier
+
+    def ensemble(sha256: str) -> Ensemble:
+        about = {"classifiers": {file: {"sha256": sha256} for file in JUDGES}}
+        return Ensemble(Judges(extractor=one, filter=one, ensemble=(one, one), about=about))
+
+    first = embed_once(ensemble("ab"), IMAGES)
+    np.testing.assert_array_equal(first, ensemble("ab").judges.probabilities(IMAGES))
+    embed_once(ensemble("ab"), IMAGES)
+    assert len(list(kept.iterdir())) == 1
+    embed_once(ensemble("cd"), IMAGES)
+    assert len(list(kept.iterdir())) == 2
 
 
 def test_where_nothing_can_be_written_features_are_given(kept: Path) -> None:

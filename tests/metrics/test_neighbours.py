@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.metrics.neighbours import memorization, nearest, nearest_of_domain
+from pipeline.metrics.neighbours import Nearest, _flat, memorization, nearest, nearest_of_domain
 
 
 def noise(count: int, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -43,10 +43,39 @@ def test_black_is_as_far_from_white_as_can_be() -> None:
     assert nearest(black, white)[0] == [255]
 
 
+def test_what_differs_in_small_parts_only_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where directions leave much over, few images are out of reach; where they leave nothing, many."""
+    random = np.random.default_rng(0)
+    flat = np.full((300, 1, 16, 16), 90, np.uint8) + random.integers(0, 2, (300, 1, 16, 16), dtype=np.uint8)
+    ramps = (random.integers(0, 60, (300, 1, 1, 1)) * np.linspace(0, 4, 16)).astype(np.uint8).repeat(16, axis=2)
+    spots = np.zeros((300, 1, 16, 16), np.uint8)
+    spots[np.arange(300), 0, random.integers(0, 16, 300), random.integers(0, 16, 300)] = 255
+    for references in (flat, ramps, spots, np.concatenate([flat, ramps, spots]), noise(300, (1, 16, 16), 1)):
+        images = np.concatenate([references[::7], noise(20, (1, 16, 16), 2), 255 - references[:20]])
+        plain = ((images[:, None].astype(float) - references) ** 2).mean(axis=(2, 3, 4))
+        for directions in (1, 8, 64):
+            monkeypatch.setattr("pipeline.metrics.neighbours._DIRECTIONS", directions)
+            distances, _ = nearest(images, references)
+            np.testing.assert_allclose(distances, np.sqrt(plain.min(axis=1)), rtol=1e-5)
+
+
+def test_few_references_are_looked_at_in_full() -> None:
+    random = np.random.default_rng(0)
+    kinds = random.normal(128, 50, (2000, 6)) @ random.normal(0, 0.1, (6, 256))
+    images = (kinds + random.normal(128, 5, kinds.shape)).clip(0, 255).astype(np.uint8).reshape(-1, 1, 16, 16)
+    find = Nearest(images[:1900])
+    assert len(find._in_reach(_flat(images[1900:1910]))) < 950
+    distances, rows = find(images[1900:])
+    plain = ((images[1900:, None].astype(float) - images[:1900]) ** 2).mean(axis=(2, 3, 4))
+    np.testing.assert_array_equal(rows, plain.argmin(axis=1))
+    np.testing.assert_allclose(distances, np.sqrt(plain.min(axis=1)), rtol=1e-5)
+
+
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     images, others = noise(50, (1, 5, 5), 1), noise(40, (1, 5, 5), 2)
     whole = nearest(images, others)
-    monkeypatch.setattr("pipeline.metrics.neighbours._BLOCK_ROWS", 7)
+    for name in ("_BLOCK_ROWS", "_ROWS"):
+        monkeypatch.setattr(f"pipeline.metrics.neighbours.{name}", 7)
     for before, after in zip(whole, nearest(images, others), strict=True):
         np.testing.assert_array_equal(before, after)
 
@@ -54,7 +83,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refuses_nothing_to_compare_with_and_other_sizes() -> None:
     with pytest.raises(ValueError, match="references are"):
         nearest(noise(2, (1, 4, 4), 1), noise(0, (1, 4, 4), 1))
-    with pytest.raises(ValueError, match=r"needed at least 1 of the shape \(1, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"needed the shape \(1, 4, 4\) of the images"):
         nearest(noise(2, (1, 4, 4), 1), noise(5, (3, 4, 4), 1))
 
 
