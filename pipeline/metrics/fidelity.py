@@ -7,6 +7,7 @@ the distances gives precision, recall, density and coverage, and numpy's power o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.errors import FailedError, UserError
 KID_SUBSETS = 100
 NEIGHBOURS = 3  # of precision and recall: the k of arXiv 1904.06991
 COVERAGE_NEIGHBOURS = 5  # of density and coverage: the k of arXiv 2002.09797
+RESAMPLES = 10
 _CHUNK = 1000  # rows of a block of pairwise distances
 
 
@@ -32,9 +34,45 @@ def fidelity(
     Distances are computed in `precision`: torch-fidelity's own command line has float32. KID draws subsets by `seed`.
     Raises as `check_features` does.
     """
-    fid = frechet_distance(generated, real)
-    kid, _ = kernel_distance(generated, real, seed=seed)
-    return {"fid": fid, "kid": kid} | neighbourhoods(generated.astype(precision), real.astype(precision))
+    return with_spread(generated, real, seed=seed, precision=precision, resamples=0)[0]
+
+
+def with_spread(
+    generated: np.ndarray,
+    real: np.ndarray,
+    *,
+    seed: int,
+    precision: DTypeLike = np.float64,
+    resamples: int = RESAMPLES,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """`fidelity` with `fid_infinity` beside it, and the standard error of each measure as resamples show it.
+
+    Resamples are drawn without replacement from both sides, halves of them for FID and quarters for the measures of
+    neighbours, since equal images would be neighbours; KID has its subsets. That of m of n images is known to scatter
+    √((n - m)/m) times as widely as n images do (Shao & Wu 1989), of FID near its floor more: then the error is
+    too large, never too small. FID falls by c/n towards that of infinitely many images (Chong & Forsyth 2020, arXiv
+    1911.07023): `fid_infinity` is where the line through the mean of the halves and the whole ends; it may be below
+    zero. Both are left out where half a side has no more images than there are features.
+    """
+    sides = generated.astype(precision), real.astype(precision)
+    random = np.random.Generator(np.random.Philox(seed))
+
+    def part(divisor: int) -> tuple[np.ndarray, ...]:
+        return tuple(side[np.sort(random.permutation(len(side))[: len(side) // divisor])] for side in sides)
+
+    fewest, dimensions = min(map(len, sides)), generated.shape[1]
+    kid, kid_deviation = kernel_distance(generated, real, seed=seed)
+    scores = {"fid": frechet_distance(generated, real), "kid": kid} | neighbourhoods(*sides)
+    size = kid_subset_size(*map(len, sides))
+    spread = {"kid": kid_deviation * math.sqrt(size / (fewest - size))} if resamples else {}
+    if resamples and fewest // 2 > dimensions:
+        halves = [frechet_distance(*part(2)) for _ in range(resamples)]
+        scores["fid_infinity"] = float(2 * scores["fid"] - np.mean(halves))
+        spread["fid"] = float(np.std(halves, ddof=1))
+    if resamples and fewest // 4 > COVERAGE_NEIGHBOURS:
+        found = [neighbourhoods(*part(4)) for _ in range(resamples)]
+        spread |= {name: float(np.std([each[name] for each in found], ddof=1)) / math.sqrt(3) for name in found[0]}
+    return scores, spread
 
 
 def by_domain(labels: np.ndarray, *, translated: bool) -> list[np.ndarray]:
@@ -55,6 +93,9 @@ def protocol(about: Mapping[str, Any], sizes: Iterable[tuple[int, int]], *, seed
         "kid": f"mean of {KID_SUBSETS} subsets of {' and '.join(map(str, subsets))}, cubic kernel",
         "precision_recall": f"{NEIGHBOURS} nearest neighbours",
         "density_coverage": f"{COVERAGE_NEIGHBOURS} nearest neighbours",
+        "spread": f"standard errors (after ±) from {RESAMPLES} random parts of both sides, halves for FID, quarters "
+        "for neighbours, and from the subsets of KID",
+        "fid_infinity": "on the line in 1/N through the mean of the halves and the whole, after arXiv 1911.07023",
         "seed": seed,
         "library": f"torch {version('torch')}; equal to torch-fidelity {version('torch-fidelity')} where that has it",
     }

@@ -26,6 +26,7 @@ from pipeline.sources.source import RawImage
 _MAX_PIXELS = 40_000_000
 _TITLES = {
     "fid": "FID: lower is better",
+    "fid_infinity": "FID of infinitely many images: 0 where nothing differs",
     "kid": "KID: lower is better, around 0 where nothing differs",
     "precision": "precision: the share that looks real",
     "recall": "recall: the share of real images that it covers",
@@ -63,26 +64,31 @@ def compare(
     for name, pictures in ((generated, ours), (real, theirs)):
         fidelity.check_count(len(pictures.images), extractor.dimensions, name)
     reference = embed_once(extractor, theirs.images)
-    scores = fidelity.fidelity(extractor.embed(ours.images), reference, seed=seed, precision=extractor.precision)
+    scores, spread = fidelity.with_spread(
+        extractor.embed(ours.images), reference, seed=seed, precision=extractor.precision
+    )
     protocol = {
-        "measures": [extractor.label],
+        "measures": [extractor.label, f"{extractor.label}_spread"],
         "generated": ours.description,
         "real": theirs.description,
         "images": ours.kind,
         **fidelity.protocol(extractor.about, [(len(ours.images), len(theirs.images))], seed=seed),
     }
-    return {extractor.label: scores, "protocol": [protocol]}
+    return {extractor.label: scores, f"{extractor.label}_spread": spread, "protocol": [protocol]}
 
 
 def table(found: Mapping[str, Any]) -> Group:
     """What `compare` found, for a terminal."""
     (protocol,) = found["protocol"]
-    (label,) = protocol["measures"]
+    label, spread = protocol["measures"]
     shown = Table(box=None, pad_edge=False)
     shown.add_column(f"in {label} features")
     shown.add_column("", justify="right")
+    shown.add_column("standard error", justify="right")
     for name, title in _TITLES.items():
-        shown.add_row(title, f"{found[label][name]:.6g}")
+        if name in found[label]:
+            error = found[spread].get(name)
+            shown.add_row(title, f"{found[label][name]:.6g}", "" if error is None else f"{error:.2g}")
     lines = [f"{key}: {value}" for key, value in protocol.items() if key != "measures"]
     return Group(shown, Text("\n".join(lines), style="dim"))
 

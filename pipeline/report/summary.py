@@ -13,6 +13,7 @@ from pipeline import paths
 
 _MEASURES = {  # dotted name in metrics.json: what it is called, how it is written, its value for real images
     "fidelity.fid": ("FID, in-domain features", "{:.4f}", "floor.fid"),
+    "fidelity.fid_infinity": ("… of infinitely many images", "{:.4f}", 0),
     "untrained.fid": ("… of the untrained generator", "{:.4f}", None),
     "fidelity.precision": ("precision", "{:.1%}", "floor.precision"),
     "fidelity.recall": ("recall", "{:.1%}", "floor.recall"),
@@ -38,13 +39,19 @@ def summary(workspace: Path) -> list[Table]:
 def measures(model: dict[str, Any], release: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     """What was measured, of the model's samples, of the release, and of real images, as text; empty: not measured.
 
-    Real images get the real-versus-real floor, or what is expected of new real images.
+    Real images get the real-versus-real floor, or what is expected of new real images. After ± stands a standard error.
     """
     for name, (title, form, real) in _MEASURES.items():
         values = [_at(metrics, name) for metrics in (model, release)]
         if any(value is not None for value in values):
             values.append(_at(release or model, real) if isinstance(real, str) else real)
             unfiltered, released, expected = ("" if value is None else form.format(value) for value in values)
+            block, _, key = name.partition(".")
+            errors = [_at(metrics, f"{block}_spread.{key}") for metrics in (model, release)]
+            unfiltered, released = (
+                f"{text}{'' if error is None else '±' + form.format(error)}"
+                for text, error in zip((unfiltered, released), errors, strict=True)
+            )
             yield title, unfiltered, released, expected
 
 
@@ -53,7 +60,7 @@ def protocol(metrics: dict[str, Any]) -> list[str]:
     lines = []
     for entry in metrics.get("protocol", []):
         line = f"{', '.join(entry['measures'])}: {entry['generated']}, against {entry['real']}"
-        more = [entry[key] for key in ("extractor", "judges", "distance", "library") if key in entry]
+        more = [entry[key] for key in ("extractor", "judges", "distance", "spread", "library") if key in entry]
         lines.append("; ".join([line, *more]))
     return lines
 

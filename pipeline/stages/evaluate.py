@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -186,7 +187,7 @@ def _fidelity(
     untrained: Images | None,
     params: Params,
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-    """Fidelity and its floor by their names in metrics.json, and how they were measured.
+    """Fidelity, its spread and its floor by their names in metrics.json, and how they were measured.
 
     Features of real images are kept. A pretrained extractor takes many minutes where the in-domain one takes seconds,
     and does without the `untrained` ones.
@@ -203,26 +204,25 @@ def _fidelity(
         fidelity.check_count(count, extractor.dimensions, "the generated set")
     references = [embed_real(part.images) for part in theirs]
 
-    def measured(
-        images: Sequence[Images],
-        embed: Callable[[np.ndarray], np.ndarray],
-        measure: Callable[[np.ndarray, np.ndarray], dict[str, float]],
-    ) -> dict[str, float]:
-        """The mean over the parts, so many images of each."""
+    def pairs(
+        images: Sequence[Images], embed: Callable[[np.ndarray], np.ndarray]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Features of so many images of each part, and of the real ones that they are compared with."""
         drawn = [part.draw(count, seed).images for part, (count, _) in zip(images, sizes, strict=True)]
-        scores = [measure(embed(one), real) for one, real in zip(drawn, references, strict=True)]
-        return {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}
+        return [(embed(one), real) for one, real in zip(drawn, references, strict=True)]
 
-    all_of_it = partial(fidelity.fidelity, seed=seed, precision=extractor.precision)
-    blocks = {name: measured(ours, extractor.embed, all_of_it)}
+    measure = partial(fidelity.fidelity, seed=seed, precision=extractor.precision)
+    found = [
+        fidelity.with_spread(*pair, seed=seed, precision=extractor.precision) for pair in pairs(ours, extractor.embed)
+    ]
+    blocks = {name: _mean([scores for scores, _ in found])}
+    independent = math.sqrt(len(found))  # parts, whose errors even out in the mean
+    blocks[f"{name}_spread"] = {key: value / independent for key, value in _mean([each for _, each in found]).items()}
     if all(len(part.images) >= count for part, (count, _) in zip(trained_on, sizes, strict=True)):
-        blocks[floor] = measured(trained_on, embed_real, all_of_it)
+        blocks[floor] = _mean([measure(*pair) for pair in pairs(trained_on, embed_real)])
     if untrained and in_domain:
-        blocks["untrained"] = measured(
-            untrained.parts(translated=untrained.translated),
-            extractor.embed,
-            lambda features, real: {"fid": fidelity.frechet_distance(features, real)},
-        )
+        before = pairs(untrained.parts(translated=untrained.translated), extractor.embed)
+        blocks["untrained"] = {"fid": float(np.mean([fidelity.frechet_distance(*pair) for pair in before]))}
     count = sum(count for count, _ in sizes)
     apart = {"domains": "each by itself, then the mean of both"} if generated.translated else {}
     if "untrained" in blocks and untrained:
@@ -234,6 +234,11 @@ def _fidelity(
         "floor": f"{count} of {len(train.images)} {train.description}",
         **fidelity.protocol(extractor.about, sizes, seed=seed),
     }
+
+
+def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """By key, of the keys that all have."""
+    return {key: float(np.mean([each[key] for each in scores])) for key in scores[0] if all(key in s for s in scores)}
 
 
 def _nearest(sets: Sequence[Images], train: Images) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -20,6 +20,7 @@ from pipeline.metrics.fidelity import (
     frechet_distance,
     kid_subset_size,
     neighbourhoods,
+    with_spread,
 )
 
 
@@ -149,6 +150,44 @@ def test_one_mode_of_two_is_precise_and_does_not_cover() -> None:
     assert scores["precision"] > 0.9
     assert scores["recall"] <= 0.5
     assert scores["coverage"] <= 0.5
+
+
+def gaussians(count: int, shift: float, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, 12)) * np.linspace(0.2, 2, 12) + shift
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1])
+def test_fid_of_infinitely_many_is_that_of_the_distributions(shift: float) -> None:
+    """Whose Fréchet distance is that of the means; with 400 samples a side it seems larger."""
+    found = [with_spread(gaussians(400, shift, seed), gaussians(400, 0, seed + 50), seed=seed)[0] for seed in range(8)]
+    true = 12 * shift**2
+    biased, extrapolated = (np.mean([scores[name] for scores in found]) for name in ("fid", "fid_infinity"))
+    assert biased > true + 0.1
+    assert extrapolated == pytest.approx(true, abs=0.05)
+
+
+def test_the_spread_is_about_what_new_samples_scatter() -> None:
+    found = [with_spread(gaussians(300, 0.3, seed), gaussians(300, 0, seed + 50), seed=seed) for seed in range(16)]
+    for name in ("fid", "kid", "precision", "recall", "density", "coverage"):
+        scatter = np.std([scores[name] for scores, _ in found], ddof=1)
+        spread = np.mean([each[name] for _, each in found])
+        assert scatter / 2.5 < spread < scatter * 2.5, name
+
+
+def test_the_spread_changes_no_measure_and_is_the_same_again() -> None:
+    sides = features(90, 5, 1), features(80, 5, 2)
+    scores, spread = with_spread(*sides, seed=3)
+    assert (scores, spread) == with_spread(*sides, seed=3)
+    assert {name: value for name, value in scores.items() if name != "fid_infinity"} == fidelity(*sides, seed=3)
+    assert spread.keys() == scores.keys() - {"fid_infinity"}
+
+
+def test_where_half_of_a_side_is_too_few_there_is_no_spread_of_fid() -> None:
+    scores, spread = with_spread(features(40, 20, 1), features(60, 20, 2), seed=0)
+    assert "fid_infinity" not in scores
+    assert spread.keys() == {"kid", "precision", "recall", "density", "coverage"}
+    _, spread = with_spread(features(22, 20, 1), features(22, 20, 2), seed=0)
+    assert spread.keys() == {"kid"}
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

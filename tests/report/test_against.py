@@ -21,7 +21,7 @@ from pipeline.imageset import Row, write_imageset
 from pipeline.imageset.files import sha256_file
 from pipeline.metrics.classifier import Classifier, save
 from pipeline.metrics.extractors import Settings
-from pipeline.metrics.fidelity import fidelity
+from pipeline.metrics.fidelity import with_spread
 from pipeline.metrics.judges import EXTRACTOR, FILTER, INDEX, JUDGES, Judges
 from pipeline.report.against import compare
 
@@ -116,7 +116,7 @@ def test_folder_archive_and_imageset_of_the_same_images_give_the_same_numbers(
     judges = Judges.load(paths.FEATURES)
     from pipeline.metrics.classifier import embed
 
-    expected = fidelity(embed(judges.extractor, blobs(90, 1)), embed(judges.extractor, blobs(80, 2)), seed=2)
+    expected, _ = with_spread(embed(judges.extractor, blobs(90, 1)), embed(judges.extractor, blobs(80, 2)), seed=2)
     archive = shutil.make_archive(str(workspace / "packed"), "zip", sides[0])
     imageset = write_set(workspace / "set", train=blobs(90, 1))
     splits = write_set(workspace / "splits", train=blobs(40, 9), test=blobs(80, 2))
@@ -130,7 +130,7 @@ def test_folder_archive_and_imageset_of_the_same_images_give_the_same_numbers(
         del found["kid"]  # its subsets are drawn by place, and files and ImageSets have an order of their own
         assert found == pytest.approx({name: value for name, value in expected.items() if name != "kid"}, rel=1e-9)
     (protocol,) = measure(imageset, splits, split="test")["protocol"]
-    assert protocol["measures"] == ["in_domain"]
+    assert protocol["measures"] == ["in_domain", "in_domain_spread"]
     assert protocol["generated"].startswith(f"90 images of {imageset} (")
     assert protocol["real"].startswith(f"80 images of {splits} (")
     assert protocol["real"].endswith(", resize none), split test")

@@ -59,5 +59,15 @@ def test_says_what_was_measured_and_how(tmp_path: Path) -> None:
     assert "recall" not in flat
 
 
+def test_what_resamples_spread_stands_beside_the_measure(tmp_path: Path) -> None:
+    metrics = {"fidelity": {"fid": 0.0375, "fid_infinity": 0.0125}, "fidelity_spread": {"fid": 0.005}}
+    write(tmp_path / paths.EVALUATION / "model" / "metrics.json", {**metrics, "floor": {"fid": 0.0250}})
+    lines = [line.split() for line in printed(tmp_path).splitlines()]
+    (fid,) = [line for line in lines if line[:1] == ["FID,"]]
+    assert fid[-2:] == ["0.0375±0.0050", "0.0250"]
+    (infinite,) = [line for line in lines if line[1:3] == ["of", "infinitely"]]
+    assert infinite[-2:] == ["0.0125", "0.0000"]
+
+
 def test_without_measurements_there_are_no_rows(tmp_path: Path) -> None:
     assert summary(tmp_path) == []
