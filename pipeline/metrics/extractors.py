@@ -96,7 +96,7 @@ class Extractor(Protocol):
 
 
 class InDomain:
-    """The classifier of the `features` stage, in the features before its head."""
+    """The classifier of the `features` stage, in the features before its head. It remembers those that it has given."""
 
     label = "in_domain"
     precision: DTypeLike = np.float64
@@ -109,9 +109,13 @@ class InDomain:
             "extractor_sha256": judges.about["classifiers"][EXTRACTOR]["sha256"],
             "quantization": "uint8",
         }
+        self._given: dict[str, np.ndarray] = {}
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        return embed(self.classifier, images)
+        key = _key(self, images)
+        if key not in self._given:
+            self._given[key] = embed(self.classifier, images)
+        return self._given[key]
 
 
 class Ensemble:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from pipeline.metrics.fidelity import COVERAGE_NEIGHBOURS, neighbourhoods
+
 _PAIRED = 1000  # images of a class at most: a million pairs
 
 
@@ -53,6 +55,35 @@ def mean_distances(features: np.ndarray, labels: np.ndarray) -> dict[int, float]
         if len(rows) > 1:
             found[label] = torch.nn.functional.pdist(rows).mean().item()
     return found
+
+
+def by_class(
+    generated: tuple[np.ndarray, np.ndarray], real: tuple[np.ndarray, np.ndarray], classes: int, *, seed: int
+) -> dict[str, np.ndarray]:
+    """`precision`, `recall` and `diversity` of each class, as (classes,); NaN for a class of too few images.
+
+    Both sides are features (N, D) with labels (N,). Precision and recall are those of fidelity.neighbourhoods within a
+    class, of equally many images drawn by the seed from either side. Diversity is the mean distance between two images
+    of the class, over that of real ones.
+    """
+    found = {name: np.full(classes, np.nan) for name in ("precision", "recall", "diversity")}
+    spreads, real_spreads = (mean_distances(*side) for side in (generated, real))
+    random = np.random.Generator(np.random.Philox(seed))
+    for label in range(classes):
+        sides = [features[labels == label] for features, labels in (generated, real)]
+        count = min(map(len, sides))
+        if count > COVERAGE_NEIGHBOURS:
+            drawn = (side[random.permutation(len(side))[:count]].astype(np.float64) for side in sides)
+            scores = neighbourhoods(*drawn)
+            found["precision"][label], found["recall"][label] = scores["precision"], scores["recall"]
+        if label in spreads and real_spreads.get(label, 0) > 0:
+            found["diversity"][label] = spreads[label] / real_spreads[label]
+    return found
+
+
+def worst(by_class: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The least of each measure over the classes that have it, as `worst_<measure>`."""
+    return {f"worst_{name}": float(np.nanmin(values)) for name, values in by_class.items() if np.isfinite(values).any()}
 
 
 def least_diverse(generated: Mapping[int, float], real: Mapping[int, float]) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""Nearest training images in pixels: are the generated images copies?"""
+"""Nearest training images, in pixels and in features: are the generated images copies?"""
 
 from __future__ import annotations
 
@@ -108,6 +108,14 @@ def nearest_of_domain(
     return distance, index
 
 
+def nearest_features(features: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """The Euclidean distance of each of `features` (N, D) to the nearest of `references` (M, D), float64 (N,)."""
+    known = torch.from_numpy(references.astype(np.float64))
+    parts = torch.split(torch.from_numpy(features.astype(np.float64)), _ROWS)
+    found: np.ndarray = torch.cat([torch.cdist(part, known).amin(dim=1) for part in parts]).numpy()
+    return found
+
+
 def _flat(images: np.ndarray) -> Tensor:
     """Rows around zero, so that float32 holds the differences of squares."""
     return torch.from_numpy(np.array(images)).flatten(start_dim=1).float() - 127.5
@@ -120,9 +128,12 @@ def memorization(generated: np.ndarray, held_out: np.ndarray) -> dict[str, float
     quantile of the held-out ones; 0.5 and 0.01 are expected of new real images, 1 of copies. `copies`: how many are at
     distance 0; `nearest`: the smallest distance.
     """
+    return nearer(generated, held_out) | {"copies": int((generated == 0).sum()), "nearest": float(generated.min())}
+
+
+def nearer(generated: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
+    """The two shares of `memorization`."""
     return {
         "nearer_than_median": float((generated <= np.quantile(held_out, 0.5)).mean()),
         "nearer_than_percentile_1": float((generated <= np.quantile(held_out, 0.01)).mean()),
-        "copies": int((generated == 0).sum()),
-        "nearest": float(generated.min()),
     }

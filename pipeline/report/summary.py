@@ -11,20 +11,25 @@ from rich.table import Table
 
 from pipeline import paths
 
-_MEASURES = {  # dotted name in metrics.json: what it is called, how it is written, its value for real images
+_MEASURES: dict[str, tuple[str, str, str | float | None]] = {  # dotted name in metrics.json: what it is called, how it is written, its value for real images
     "fidelity.fid": ("FID, in-domain features", "{:.4f}", "floor.fid"),
     "fidelity.fid_infinity": ("… of infinitely many images", "{:.4f}", 0),
     "untrained.fid": ("… of the untrained generator", "{:.4f}", None),
+    "fidelity.kid": ("KID, in-domain features", "{:.5f}", "floor.kid"),
     "fidelity.precision": ("precision", "{:.1%}", "floor.precision"),
+    "per_class.worst_precision": ("… in the worst class", "{:.1%}", "per_class_floor.worst_precision"),
     "fidelity.recall": ("recall", "{:.1%}", "floor.recall"),
+    "per_class.worst_recall": ("… in the worst class", "{:.1%}", "per_class_floor.worst_recall"),
     "fidelity.coverage": ("coverage", "{:.1%}", "floor.coverage"),
     "cycle.error": ("there and back: mean error, of 255 levels", "{:.1f}", None),
     "cycle.change": ("… changed by the translation", "{:.1f}", None),
     "agreement.mean": ("judges agree with the label", "{:.2%}", "judges.held_out_accuracy"),
     "agreement.worst_class": ("… in the worst class", "{:.2%}", None),
+    "per_class.worst_diversity": ("diversity of the least diverse class", "{:.2f}", "per_class_floor.worst_diversity"),
     "modes.pixel_spread": ("spread of pixels, against real", "{:.2f}", 1),
     "memorization.nearer_than_median": ("nearer to training than half of held-out", "{:.1%}", 0.5),
     "memorization.nearer_than_percentile_1": ("… than 99 % of held-out", "{:.1%}", 0.01),
+    "memorization_features.nearer_than_percentile_1": ("… in features", "{:.1%}", 0.01),
     "memorization.copies": ("copies of training images", "{}", 0),
 }
 

@@ -133,7 +133,8 @@ def evaluate(
 
     metrics: dict[str, Any] = {"images": len(generated.images)}
     protocol = []
-    extractors: list[Extractor] = [InDomain(judges), *([pretrained] if pretrained else [])]
+    in_domain = InDomain(judges)
+    extractors: list[Extractor] = [in_domain, *([pretrained] if pretrained else [])]
     for extractor in extractors:
         blocks, entry = _fidelity(extractor, generated, train, held_out, untrained, params)
         metrics |= blocks
@@ -149,7 +150,11 @@ def evaluate(
     if np.isfinite(spread).any():
         metrics["modes"]["pixel_spread"] = float(np.nanmean(spread))
     metrics["memorization"] = neighbours.memorization(nearest[0], nearest_of_held_out[0])
-    protocol += _protocol(generated, train, held_out, judges)
+    in_features, found_by_class = _in_features(
+        in_domain, dataclasses.replace(generated, labels=labels), train, held_out, k, params
+    )
+    metrics |= in_features
+    protocol += _protocol(generated, train, held_out, judges, params)
     if validation:
         samples, choosing = params.parzen_samples, validation.draw(parzen.CHOOSING, seed).images
         metrics["parzen"] = parzen.parzen(generated.images[:samples], choosing, held_out.images)
@@ -163,15 +168,17 @@ def evaluate(
     metrics["protocol"] = [
         {"measures": [name for name in names if name in metrics], **entry} for names, entry in protocol
     ]
-    rows = zip(
-        classes, np.bincount(labels, minlength=k), np.bincount(judged, minlength=k), agreement, spread, strict=True
-    )
+    columns = {
+        "class": classes,
+        "images": np.bincount(labels, minlength=k),
+        "judged": np.bincount(judged, minlength=k),
+        "agreement": agreement,
+        "pixel_spread": spread,
+        **found_by_class,
+    }
     return Evaluation(
         metrics=metrics,
-        per_class=[
-            {"class": name, "images": asked, "judged": judged, "agreement": agreed, "pixel_spread": varied}
-            for name, asked, judged, agreed, varied in rows
-        ],
+        per_class=[dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
         labels=labels,
         judged=judged,
         nearest=nearest,
@@ -236,6 +243,24 @@ def _fidelity(
     }
 
 
+def _in_features(
+    extractor: InDomain, generated: Images, train: Images, held_out: Images, classes: int, params: Params
+) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+    """What is found class by class and of copying in features, by name in metrics.json; and all classes' measures."""
+    seed = params.seed
+    reals = [images.draw(params.max_images, seed) for images in (held_out, train)]
+    embedded = [extractor.embed(generated.images), *(embed_once(extractor, images.images) for images in reals)]
+    ours, theirs, known = zip(embedded, (generated.labels, *(images.labels for images in reals)), strict=True)
+    found = modes.by_class(ours, theirs, classes, seed=seed)
+    distances, expected = (neighbours.nearest_features(features, known[0]) for features, _ in (ours, theirs))
+    blocks = {
+        "per_class": modes.worst(found),
+        "per_class_floor": modes.worst(modes.by_class(known, theirs, classes, seed=seed)),
+        "memorization_features": neighbours.nearer(distances, expected),
+    }
+    return {name: block for name, block in blocks.items() if block}, found
+
+
 def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """By key, of the keys that all have."""
     return {key: float(np.mean([each[key] for each in scores])) for key in scores[0] if all(key in s for s in scores)}
@@ -263,6 +288,7 @@ def _protocol(
     train: Images,
     held_out: Images,
     judges: Judges,
+    params: Params,
 ) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
     """What blocks of metrics were measured on and with; a list, which the tables of `dvc metrics` pass over."""
     of_domain = " and of the same domain, since a translation is near to its source" if generated.translated else ""
@@ -286,6 +312,21 @@ def _protocol(
                 "real": f"nearest of {len(train.images)} {train.description}{of_domain}",
                 "expected": f"the same of {len(held_out.images)} {held_out.description}",
                 "distance": "root mean square over pixels and channels, levels 0 to 255",
+            },
+        ),
+        (
+            ("per_class", "per_class_floor", "memorization_features"),
+            {
+                "generated": f"{len(generated.images)} {generated.description}",
+                "real": f"{min(params.max_images, len(held_out.images))} of {len(held_out.images)} "
+                f"{held_out.description}, of a class as many on both sides",
+                "nearest_of": f"{min(params.max_images, len(train.images))} of {len(train.images)} {train.description}",
+                "floor": "these in the place of the generated ones",
+                "precision_recall": f"{fidelity.NEIGHBOURS} nearest neighbours",
+                "diversity": "mean distance of two images of a class, over that of real ones",
+                "extractor": InDomain(judges).about["extractor"],
+                "extractor_sha256": InDomain(judges).about["extractor_sha256"],
+                "seed": params.seed,
             },
         ),
     ]

@@ -9,7 +9,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from pipeline.metrics.classifier import Classifier, predict, train_classifier
-from pipeline.metrics.modes import agreement, balance, least_diverse, mean_distances, pixel_spread
+from pipeline.metrics.fidelity import neighbourhoods
+from pipeline.metrics.modes import agreement, balance, by_class, least_diverse, mean_distances, pixel_spread, worst
 
 
 def test_agreement_is_by_asked_for_class_and_unknown_without_images() -> None:
@@ -93,6 +94,30 @@ def test_the_mean_distance_is_that_of_all_pairs_of_a_label() -> None:
 def test_the_least_diverse_label_is_found_by_the_measure_of_its_real_images() -> None:
     real = {0: 10.0, 1: 1.0, 2: 0.0, 3: 5.0}  # all images of 2 are one and the same
     assert least_diverse({0: 5.0, 1: 0.9, 2: 0.0}, real) == (0, 0.5)
+
+
+def test_a_class_that_is_blurred_and_one_that_has_collapsed_are_told_apart() -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(900) % 3
+    real, other = random.normal(size=(2, 900, 6)) + 20 * labels[:, None]
+    centre = 20 * labels[:, None]
+    wide = np.where((labels == 1)[:, None], centre + 3 * (other - centre), other)
+    both = np.where((labels == 2)[:, None], centre + 0.1 * (other - centre), wide)
+    found = by_class((both, labels), (real, labels), 4, seed=0)
+    assert found["precision"][1] < 0.5 < 0.9 < found["precision"][2]
+    assert found["recall"][2] < 0.1 < 0.5 < found["recall"][0]
+    assert found["diversity"][:3] == pytest.approx([1, 3, 0.1], rel=0.1)
+    assert all(np.isnan(values[3]) for values in found.values())  # of this class there are no images
+    assert worst(found)["worst_recall"] == found["recall"][2]
+    assert worst({"recall": np.full(2, np.nan)}) == {}
+
+
+def test_a_class_has_the_measures_of_a_set_of_its_own() -> None:
+    random = np.random.default_rng(1)
+    real, generated = random.normal(size=(2, 40, 3))
+    found = by_class((generated, np.zeros(40, int)), (real, np.zeros(40, int)), 1, seed=0)
+    whole = neighbourhoods(generated, real)
+    assert (found["precision"][0], found["recall"][0]) == (whole["precision"], whole["recall"])
 
 
 def test_a_collapsed_set_is_less_diverse_and_as_many_other_images_are_about_as_diverse() -> None:

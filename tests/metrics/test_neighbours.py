@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.metrics.neighbours import Nearest, _flat, memorization, nearest, nearest_of_domain
+from pipeline.metrics.neighbours import Nearest, _flat, memorization, nearest, nearest_features, nearest_of_domain
 
 
 def noise(count: int, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -96,6 +96,13 @@ def test_copies_are_all_nearer_and_new_images_as_expected() -> None:
     assert fresh["nearer_than_median"] == pytest.approx(0.5, abs=0.05)
     assert fresh["nearer_than_percentile_1"] == pytest.approx(0.01, abs=0.01)
     assert fresh["copies"] == 0
+
+
+def test_distances_in_features_are_those_of_a_plain_search() -> None:
+    features, references = np.random.default_rng(0).normal(size=(2, 300, 5)).astype(np.float32)
+    plain = np.linalg.norm(features[:, None].astype(float) - references, axis=2).min(axis=1)
+    np.testing.assert_allclose(nearest_features(features, references), plain, rtol=1e-6)
+    assert nearest_features(references, references).max() < 1e-5
 
 
 def test_of_a_translation_the_nearest_is_of_its_domain_unless_it_is_a_copy() -> None:

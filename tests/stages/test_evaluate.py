@@ -137,6 +137,27 @@ def test_copies_of_the_training_images_are_all_found(judges: Judges) -> None:
     np.testing.assert_array_equal(TRAIN.images[found.nearest[1]], copied)
 
 
+def test_copies_that_are_shifted_a_little_are_near_in_features(judges: Judges) -> None:
+    copies = TRAIN.draw(100, seed=0)
+    brighter = dataclasses.replace(copies, images=(copies.images.astype(int) + 2).clip(0, 255).astype(np.uint8))
+    metrics = measure(brighter, judges).metrics
+    assert metrics["memorization"]["copies"] == 0
+    assert metrics["memorization_features"]["nearer_than_percentile_1"] > 0.9
+    new = measure(bars_of(300, 4), judges).metrics["memorization_features"]
+    assert new["nearer_than_median"] == pytest.approx(0.5, abs=0.15)
+
+
+def test_each_class_has_its_precision_recall_and_diversity(judges: Judges) -> None:
+    images, labels = bars(300, 4)
+    images[labels == 1] = images[labels == 1][:1]  # one image, again and again
+    found = measure(Images(images=images, labels=labels, description="bars"), judges)
+    low, middle, high = found.per_class
+    assert middle["recall"] < 0.1 < 0.5 < min(low["recall"], high["recall"])
+    assert middle["diversity"] == pytest.approx(0, abs=1e-3)
+    assert found.metrics["per_class"]["worst_recall"] == middle["recall"]
+    assert found.metrics["per_class_floor"]["worst_recall"] > 0.5
+
+
 def test_held_out_images_are_as_near_as_held_out_images_are(judges: Judges) -> None:
     metrics = measure(HELD_OUT, judges).metrics
     assert metrics["memorization"]["nearer_than_median"] == 0.5
@@ -202,7 +223,7 @@ def test_another_extractor_measures_beside_the_in_domain_one(
     assert pixels["extractor"] == "2×2 pixels"
     assert (pixels["generated"], pixels["real"]) == ("150 of 300 bars", "150 of 150 bars")
     kept = list((tmp_path / "features").iterdir())
-    assert len(kept) == 2 * 2 + 1  # of real images: those held out and those of the floor, and what the judges see
+    assert len(kept) == 2 + 3 + 1  # of real images: held out and floor, in-domain all known ones too; what judges see
 
 
 def test_a_wrong_label_is_a_disagreement_of_its_class(judges: Judges) -> None:
