@@ -10,7 +10,7 @@ from pipeline.report.figures import FAINT, INK, SYNTHETIC, new_figure, save_figu
 
 
 def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the rows of search.csv, a line for each least confidence, as a PNG; what could not be scored is left out."""
+    """Draw the rows of search.csv, a line for each least confidence, as a PNG; what has no score is left out."""
     figure = new_figure(7.2, 3.8)
     axes = figure.subplots()
     levels = sorted({row["min_confidence"] for row in rows})
@@ -27,6 +27,8 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         if row["chosen"] and row["surprise"] is not None:
             axes.plot(row["spread"], row["surprise"], "o", markersize=15, fillstyle="none", color=INK, label="chosen")
+    if all(row["surprise"] is None for row in rows):
+        axes.text(0.5, 0.5, "nothing to compare", transform=axes.transAxes, ha="center", color=FAINT)
     axes.set_title("Surprise by validation images, nats: the less the better", loc="left", fontweight="bold", color=INK)
     axes.set_xlabel("spread of the latents", color=FAINT)
     axes.set_xticks(sorted({row["spread"] for row in rows}))

@@ -226,30 +226,37 @@ class Selection:
 class Candidate:
     """A spread and a least confidence; the share of a pool of samples that pass; how they do on validation images.
 
-    `surprise` is None where a class has no image that passes.
+    `surprise` is None where a class has no image that passes; so are both where there is nothing to choose from.
     """
 
     spread: float
     min_confidence: float
-    kept: float
-    surprise: float | None
+    kept: float | None = None
+    surprise: float | None = None
 
 
 def search(
     sampler: Sampler, sieve: Sieve, extractor: Classifier, validation: tuple[np.ndarray, np.ndarray], params: Params
 ) -> list[Candidate]:
-    """All candidates of `params`. Each spread is sampled and judged once, whatever the number of confidences."""
+    """All candidates of `params`. Each spread is sampled and judged once, whatever the number of confidences.
+
+    A single candidate is not sampled at all.
+    """
+    spreads = sorted({params.spread, *params.try_spreads})
+    confidences_tried = sorted({params.min_confidence, *params.try_min_confidences})
+    if len(spreads) * len(confidences_tried) == 1:
+        return [Candidate(spread=params.spread, min_confidence=params.min_confidence)]
     classes = sieve.filter.config["classes"]
     held_out, truth = embed(extractor, validation[0]), validation[1]
     pool = sampler.distinct(max(_POOL, _POOL_OF_CLASS * classes))
     all_sure = dataclasses.replace(sieve, min_confidence=0)
     found = []
-    for spread in sorted({params.spread, *params.try_spreads}):
+    for spread in spreads:
         images, asked = sampler.sample(seed=params.seed, start=0, count=pool, spread=spread)
         labels, confidences, _, reasons = all_sure.judge(images, asked)
         features = embed(extractor, images)
         passed = np.array([not reason for reason in reasons])
-        for least in sorted({params.min_confidence, *params.try_min_confidences}):
+        for least in confidences_tried:
             rows = np.flatnonzero(passed & (confidences >= least))
             score = None
             if len(np.unique(labels[rows])) == classes:

@@ -174,6 +174,14 @@ def test_each_spread_is_drawn_once_and_what_is_like_the_validation_images_is_cho
     assert dataclasses.replace(chosen, spread=2.0, min_confidence=0.5) == params
 
 
+def test_where_there_is_nothing_to_choose_from_nothing_is_drawn(classifier: Classifier) -> None:
+    sampler, params = SpreadSampler(), Params(spread=0.9, min_confidence=0.4)
+    candidates = search(classifier, sampler, params)
+    assert candidates == [Candidate(spread=0.9, min_confidence=0.4, kept=None, surprise=None)]
+    assert augment.choose(candidates, params) == params
+    assert sampler.asked_spreads == []
+
+
 def test_where_a_class_never_passes_there_is_no_score_and_nothing_else_is_chosen(classifier: Classifier) -> None:
     sampler, params = SpreadSampler(), Params(spread=1.0, try_min_confidences=(0.8,))
     sampler.images[sampler.asked == 2] = TRAIN[0]
