@@ -19,6 +19,7 @@ from pipeline.report.figures import curves
 from pipeline.report.summary import measures, protocol
 
 REPORT = paths.OUT / "report.html"
+_GAME = paths.TRAINING / "game.json"  # not of every family
 _FIGURES = paths.EVALUATION / "synthetic" / "figures"
 _PICTURES = {
     "samples": _FIGURES / "samples.png",
@@ -85,6 +86,7 @@ def _content(workspace: Path) -> dict[str, Any]:
             which: _json(workspace, paths.VALIDATION / which / "report.json") for which in ("real", "synthetic")
         },
         "model": model,
+        "game": _json(workspace, _GAME) if (workspace / _GAME).is_file() else None,
         "params": _params(workspace),
         "protocol": [*protocol(release), *utility["protocol"]],
         "pictures": pictures,

@@ -24,13 +24,14 @@ import torch
 
 from pipeline import paths
 from pipeline.errors import FailedError, ForgelineError, UserError
-from pipeline.gan import distributed, training
+from pipeline.gan import distributed, game, training
 from pipeline.gan.batches import Batches
 from pipeline.gan.checkpoint import Checkpoints, locked
 from pipeline.gan.distributed import from_first
 from pipeline.gan.family import Family, Generator, ImageSpec, load_family
 from pipeline.gan.machine import fastest_precision, fastest_threads
 from pipeline.gan.model import Model
+from pipeline.gan.standing import standing
 from pipeline.gan.training import Snapshot, Trainer, describe_diversity
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder, write_atomically
@@ -144,7 +145,9 @@ def _run(params: Params, config: Any, stop: Stop) -> None:
         judge = SnapshotJudge(model, Judges.load(paths.FEATURES).extractor, real, folder / "grids", stop)
         trainer = build(family, judge=judge)
         _train(trainer, Checkpoints(folder / "checkpoints"), stop)
-        _write(trainer, judge, inputs | {"train.threads": torch.get_num_threads()})
+        _write(
+            trainer, judge, inputs | {"train.threads": torch.get_num_threads()}, _standing(trainer, real, params.seed)
+        )
 
 
 def _family(params: Params, config: Any, real: ImageSet) -> Family:
@@ -290,7 +293,17 @@ def _help(trainer: Trainer, stop: Stop) -> None:
         sys.exit(128 + stop.signal_number)
 
 
-def _write(trainer: Trainer, judge: SnapshotJudge, inputs: dict[str, Any]) -> None:
+def _standing(trainer: Trainer, real: ImageSet, seed: int) -> dict[str, Any] | None:
+    """How the game stands at the end; None where it is another one, or several processes have a part of it each."""
+    if not isinstance(trainer.family, game.Family) or distributed.world_size() > 1:
+        return None
+    device, size = trainer.batches.generator.device, trainer.batches.batch_size
+    held_out = Batches(*real.arrays("validation"), batch_size=size, seed=seed, device=device)
+    found = standing(trainer.family, trainer.batches, held_out, step=trainer.steps)
+    return {"objective": trainer.family.config.objective, "held_out": "validation split"} | found
+
+
+def _write(trainer: Trainer, judge: SnapshotJudge, inputs: dict[str, Any], stands: dict[str, Any] | None) -> None:
     """The snapshot with the lowest score as out/model; curves, grids and what fixed the bits as out/training."""
     best = trainer.best_snapshot
     trainer.average.load_state_dict(trainer.best)
@@ -311,6 +324,8 @@ def _write(trainer: Trainer, judge: SnapshotJudge, inputs: dict[str, Any]) -> No
         (folder / "samples.png").write_bytes(judge.grid(model.generator))
         (folder / "interpolation.png").write_bytes(interpolation_strip(model, seed=_SEED))
         (folder / _INPUTS).write_text(json.dumps(inputs, indent=2) + "\n", encoding="utf-8")
+        if stands is not None:
+            (folder / "game.json").write_text(json.dumps(stands, indent=2) + "\n", encoding="utf-8")
         _write_csv(folder / "curves.csv", trainer.curves)
         _write_csv(folder / "snapshots.csv", [snapshot._asdict() for snapshot in trainer.snapshots])
     _say(f"kept the generator of {best.images_seen:,} images, nearest at {best.score:.4g}: {judge.metric}")

@@ -143,6 +143,20 @@ def test_rare_classes_are_named_with_what_filling_them_up_gains(workspace: Path)
     assert "5 % (7 images) helps +9.00 [+2.50, +4.00] +4.00 [+2.50, +4.00] +5.00 [+2.50, +4.00]" in words
 
 
+def test_it_says_how_the_game_stood(workspace: Path) -> None:
+    stands = {"held_out": "validation split", "objective": "non_saturating", "images": 2000, "gap": 0.2}
+    stands |= {"train_accuracy": 0.9, "held_out_accuracy": 0.7, "fake_accuracy": 0.8, "train_over_held_out": 0.66}
+    stands |= {"held_out_over_fake": 0.77, "calibration_error": 0.05}
+    assert "told rightly" not in Text(page(workspace)).words
+    (workspace / paths.TRAINING / "game.json").write_text(json.dumps(stands))
+    words = Text(page(workspace)).words
+    assert "told rightly 90 % of the images that it had learned from, 70 % of real images" in words
+    assert "off by 5 points on average" in words
+    del stands["calibration_error"]
+    (workspace / paths.TRAINING / "game.json").write_text(json.dumps(stands))
+    assert "probabilities are off" not in Text(page(workspace)).words
+
+
 def test_names_are_text_and_never_elements(workspace: Path) -> None:
     assert "<b>one" not in page(workspace)
 
