@@ -52,6 +52,7 @@ Name = Literal[
 ]
 Layer = Literal[64, 192, 768, 2048]
 _BATCH = 64  # torch-fidelity's own: with it, its numbers to the last digit
+_LOGITS, _CLASSES = "logits_unbiased", 1008  # of Inception, as torch-fidelity's Inception Score takes them
 _ROWS = 1000  # of images that are hashed at once
 _KEEP_UNUSED_SECONDS = 30 * 24 * 3600
 
@@ -83,22 +84,24 @@ class Extractor(Protocol):
     """A network that gives features.
 
     `label` is its name in metrics.json; `about` what a protocol says of it; `dimensions` how many features it gives;
-    `precision` what fidelity is computed in.
+    `logits` how many numbers more, of which the Inception Score is made; `precision` what fidelity is computed in.
     """
 
     label: str
     precision: DTypeLike
     dimensions: int
+    logits: int
     about: Mapping[str, Any]
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """Features, float32 (N, dimensions), of uint8 `images` (N, C, H, W)."""
+        """Features, float32 (N, dimensions + logits), of uint8 `images` (N, C, H, W)."""
 
 
 class InDomain:
     """The classifier of the `features` stage, in the features before its head. It remembers those that it has given."""
 
     label = "in_domain"
+    logits = 0
     precision: DTypeLike = np.float64
 
     def __init__(self, judges: Judges) -> None:
@@ -122,6 +125,7 @@ class Ensemble:
     """The judges' class probabilities in the form of features, so that those of real images are kept too."""
 
     label = "judges"
+    logits = 0
     precision: DTypeLike = np.float32
 
     def __init__(self, judges: Judges) -> None:
@@ -148,24 +152,26 @@ class Pretrained:
         kind = FEATURE_EXTRACTORS_REGISTRY[name]
         layer = str(settings.layer or kind.get_default_feature_layer_for_metric("fid"))
         self.label = f"inception_{layer}" if name == INCEPTION else name.replace("-", "_")
+        layers = [layer, _LOGITS] if self.label == "inception_2048" else [layer]  # those of lower layers cost a pass
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if settings.weights is not None:
             path = Path(settings.weights)
             sha256 = _checked(path, settings.weights_sha256 or "", "as weights_sha256 says")
-            self.network = _read(kind, name, layer, path)
+            self.network = _read(kind, name, layers, path)
         elif name.startswith("dinov2"):
             self.network = _from_hub(kind, name, layer)
             path = _hub_file(f"{sys.modules[kind.__module__].MODEL_METADATA[name]}_pretrain.pth")
             sha256 = sha256_file(path)
         else:
             path, sha256 = _downloaded(kind, name)
-            self.network = _read(kind, name, layer, path)
+            self.network = _read(kind, name, layers, path)
         self.network.to(self.device)
         probe = self._forward(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
         if not probe.isfinite().all():
             lower = ", or a lower layer" if name == INCEPTION else ""
             raise UserError(f"{path}: gives features of layer {layer} that are not finite; needed whole weights{lower}")
-        self.dimensions = probe.shape[1]
+        self.logits = _CLASSES if _LOGITS in layers else 0
+        self.dimensions = probe.shape[1] - self.logits
         side = self.network.resolution if name.startswith("clip") else kind.INPUT_IMAGE_SIZE
         on_cpu = self.device.type == "cpu"
         self.about: Mapping[str, Any] = {
@@ -177,7 +183,7 @@ class Pretrained:
         }
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        parts = [np.zeros((0, self.dimensions), np.float32)]
+        parts = [np.zeros((0, self.dimensions + self.logits), np.float32)]
         line = ProgressLine(self.label, len(images), "images")
         for start in range(0, len(images), _BATCH):
             batch = torch.from_numpy(np.array(images[start : start + _BATCH]))
@@ -187,9 +193,7 @@ class Pretrained:
 
     @torch.inference_mode()
     def _forward(self, batch: Tensor) -> Tensor:
-        features: Tensor
-        (features,) = self.network(batch.to(self.device))
-        return features.float()
+        return torch.cat([layer.float() for layer in self.network(batch.to(self.device))], dim=1)
 
 
 def _checked(path: Path, needed: str, why: str) -> str:
@@ -201,9 +205,9 @@ def _checked(path: Path, needed: str, why: str) -> str:
     return found
 
 
-def _read(kind: Any, name: str, layer: str, path: Path) -> Any:
+def _read(kind: Any, name: str, layers: list[str], path: Path) -> Any:
     try:
-        return kind(name, [layer], feature_extractor_weights_path=str(path))
+        return kind(name, layers, feature_extractor_weights_path=str(path))
     except Exception as error:  # pickle and TorchScript raise any; the hash was right, so it is a file of other things
         said = " ".join(str(error).split())[:200]
         raise UserError(
@@ -259,7 +263,7 @@ def embed_once(extractor: Extractor, images: np.ndarray) -> np.ndarray:
     if folder is None:
         folder = Path(os.environ.get("FORGELINE_CACHE") or Path.home() / ".cache" / "forgeline") / "features"
     key = _key(extractor, images)
-    path, shape = folder / f"{key}.features", (len(images), extractor.dimensions)
+    path, shape = folder / f"{key}.features", (len(images), extractor.dimensions + extractor.logits)
     if (found := _kept(path, key, shape)) is not None:
         with suppress(OSError):
             path.touch()

@@ -23,6 +23,7 @@ KID_SUBSETS = 100
 NEIGHBOURS = 3  # of precision and recall: the k of arXiv 1904.06991
 COVERAGE_NEIGHBOURS = 5  # of density and coverage: the k of arXiv 2002.09797
 RESAMPLES = 10
+ISC_PARTS = 10
 _CHUNK = 1000  # rows of a block of pairwise distances
 
 
@@ -75,6 +76,14 @@ def with_spread(
     return scores, spread
 
 
+def inception_score(logits: np.ndarray, *, seed: int) -> tuple[float, float]:
+    """Inception Score of logits (N, K), arXiv 1606.03498, by torch-fidelity: the mean of ten parts, and its error."""
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+
+    found = isc_features_to_metric(torch.from_numpy(logits.copy()), splits=ISC_PARTS, rng_seed=seed)
+    return found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD] / math.sqrt(ISC_PARTS)
+
+
 def by_domain(labels: np.ndarray, *, translated: bool) -> list[np.ndarray]:
     """The rows of images that are compared with real ones together: all, or of translations each domain by itself.
 
@@ -85,8 +94,13 @@ def by_domain(labels: np.ndarray, *, translated: bool) -> list[np.ndarray]:
     return [np.flatnonzero(labels == domain) for domain in np.unique(labels)]
 
 
-def protocol(about: Mapping[str, Any], sizes: Iterable[tuple[int, int]], *, seed: int) -> dict[str, Any]:
+def protocol(
+    about: Mapping[str, Any], sizes: Iterable[tuple[int, int]], *, seed: int, logits: int = 0
+) -> dict[str, Any]:
     """How `fidelity` measures, for a protocol: `about` the extractor, and by the sizes of the sets, generated first."""
+    scored = (
+        {"inception_score": f"layer logits_unbiased, {logits} classes, mean of {ISC_PARTS} parts"} if logits else {}
+    )
     subsets = sorted({kid_subset_size(*pair) for pair in sizes})
     return {
         **about,
@@ -96,6 +110,7 @@ def protocol(about: Mapping[str, Any], sizes: Iterable[tuple[int, int]], *, seed
         "spread": f"standard errors (after ±) from {RESAMPLES} random parts of both sides, halves for FID, quarters "
         "for neighbours, and from the subsets of KID",
         "fid_infinity": "on the line in 1/N through the mean of the halves and the whole, after arXiv 1911.07023",
+        **scored,
         "seed": seed,
         "library": f"torch {version('torch')}; equal to torch-fidelity {version('torch-fidelity')} where that has it",
     }

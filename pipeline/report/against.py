@@ -31,6 +31,7 @@ _TITLES = {
     "precision": "precision: the share that looks real",
     "recall": "recall: the share of real images that it covers",
     "density": "density: about 1 of real images",
+    "inception_score": "Inception Score: higher is better, of many classes and certain ones",
     "coverage": "coverage: the share of real images with one near by",
 }
 
@@ -63,16 +64,21 @@ def compare(
     extractor = _extractor(settings, theirs)
     for name, pictures in ((generated, ours), (real, theirs)):
         fidelity.check_count(len(pictures.images), extractor.dimensions, name)
-    reference = embed_once(extractor, theirs.images)
+    width = extractor.dimensions
+    reference, found = embed_once(extractor, theirs.images), extractor.embed(ours.images)
     scores, spread = fidelity.with_spread(
-        extractor.embed(ours.images), reference, seed=seed, precision=extractor.precision
+        found[:, :width], reference[:, :width], seed=seed, precision=extractor.precision
     )
+    if extractor.logits:
+        scores["inception_score"], spread["inception_score"] = fidelity.inception_score(found[:, width:], seed=seed)
     protocol = {
         "measures": [extractor.label, f"{extractor.label}_spread"],
         "generated": ours.description,
         "real": theirs.description,
         "images": ours.kind,
-        **fidelity.protocol(extractor.about, [(len(ours.images), len(theirs.images))], seed=seed),
+        **fidelity.protocol(
+            extractor.about, [(len(ours.images), len(theirs.images))], seed=seed, logits=extractor.logits
+        ),
     }
     return {extractor.label: scores, f"{extractor.label}_spread": spread, "protocol": [protocol]}
 

@@ -11,7 +11,9 @@ from rich.table import Table
 
 from pipeline import paths
 
-_MEASURES: dict[str, tuple[str, str, str | float | None]] = {  # dotted name in metrics.json: what it is called, how it is written, its value for real images
+_MEASURES: dict[
+    str, tuple[str, str, str | float | None]
+] = {  # dotted name in metrics.json: what it is called, how it is written, its value for real images
     "fidelity.fid": ("FID, in-domain features", "{:.4f}", "floor.fid"),
     "fidelity.fid_infinity": ("… of infinitely many images", "{:.4f}", 0),
     "untrained.fid": ("… of the untrained generator", "{:.4f}", None),
@@ -46,7 +48,7 @@ def measures(model: dict[str, Any], release: dict[str, Any]) -> Iterator[tuple[s
 
     Real images get the real-versus-real floor, or what is expected of new real images. After ± stands a standard error.
     """
-    for name, (title, form, real) in _MEASURES.items():
+    for name, (title, form, real) in (_MEASURES | _of_others(model) | _of_others(release)).items():
         values = [_at(metrics, name) for metrics in (model, release)]
         if any(value is not None for value in values):
             values.append(_at(release or model, real) if isinstance(real, str) else real)
@@ -58,6 +60,18 @@ def measures(model: dict[str, Any], release: dict[str, Any]) -> Iterator[tuple[s
                 for text, error in zip((unfiltered, released), errors, strict=True)
             )
             yield title, unfiltered, released, expected
+
+
+def _of_others(metrics: dict[str, Any]) -> dict[str, tuple[str, str, str | float | None]]:
+    """What fidelity in the features of another extractor is called."""
+    labels = [
+        name.removesuffix("_spread") for name in metrics if name.endswith("_spread") and name != "fidelity_spread"
+    ]
+    return {
+        f"{label}.{key}": (f"{title}, {label.replace('_', ' ')}", "{:.3f}", f"{label}_floor.{key}")
+        for label in labels
+        for key, title in {"fid": "FID", "inception_score": "Inception Score"}.items()
+    }
 
 
 def protocol(metrics: dict[str, Any]) -> list[str]:

@@ -214,19 +214,26 @@ def _fidelity(
     def pairs(
         images: Sequence[Images], embed: Callable[[np.ndarray], np.ndarray]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Features of so many images of each part, and of the real ones that they are compared with."""
+        """What is embedded of so many images of each part, and of the real ones that they are compared with."""
         drawn = [part.draw(count, seed).images for part, (count, _) in zip(images, sizes, strict=True)]
         return [(embed(one), real) for one, real in zip(drawn, references, strict=True)]
 
-    measure = partial(fidelity.fidelity, seed=seed, precision=extractor.precision)
-    found = [
-        fidelity.with_spread(*pair, seed=seed, precision=extractor.precision) for pair in pairs(ours, extractor.embed)
-    ]
+    def measured(pair: tuple[np.ndarray, np.ndarray], resamples: int) -> tuple[dict[str, float], dict[str, float]]:
+        features, real = (each[:, : extractor.dimensions] for each in pair)
+        scores, spread = fidelity.with_spread(
+            features, real, seed=seed, precision=extractor.precision, resamples=resamples
+        )
+        if extractor.logits:
+            logits = pair[0][:, extractor.dimensions :]
+            scores["inception_score"], spread["inception_score"] = fidelity.inception_score(logits, seed=seed)
+        return scores, spread
+
+    found = [measured(pair, fidelity.RESAMPLES) for pair in pairs(ours, extractor.embed)]
     blocks = {name: _mean([scores for scores, _ in found])}
     independent = math.sqrt(len(found))  # parts, whose errors even out in the mean
     blocks[f"{name}_spread"] = {key: value / independent for key, value in _mean([each for _, each in found]).items()}
     if all(len(part.images) >= count for part, (count, _) in zip(trained_on, sizes, strict=True)):
-        blocks[floor] = _mean([measure(*pair) for pair in pairs(trained_on, embed_real)])
+        blocks[floor] = _mean([measured(pair, 0)[0] for pair in pairs(trained_on, embed_real)])
     if untrained and in_domain:
         before = pairs(untrained.parts(translated=untrained.translated), extractor.embed)
         blocks["untrained"] = {"fid": float(np.mean([fidelity.frechet_distance(*pair) for pair in before]))}
@@ -239,7 +246,7 @@ def _fidelity(
         "real": f"{sum(real for _, real in sizes)} of {len(held_out.images)} {held_out.description}",
         **apart,
         "floor": f"{count} of {len(train.images)} {train.description}",
-        **fidelity.protocol(extractor.about, sizes, seed=seed),
+        **fidelity.protocol(extractor.about, sizes, seed=seed, logits=extractor.logits),
     }
 
 

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.imageset.files import sha256_file
 from pipeline.metrics.classifier import Classifier
 from pipeline.metrics.extractors import INCEPTION, Ensemble, InDomain, Pretrained, Settings, embed_once
+from pipeline.metrics.fidelity import inception_score
 from pipeline.metrics.judges import EXTRACTOR, JUDGES, Judges
 from pipeline.params import Document
 
@@ -82,6 +85,46 @@ def test_weights_that_are_not_finite_are_refused_before_any_image(inception_weig
     torch.save(state, tmp_path / "broken.pth")
     with pytest.raises(UserError, match=r"broken\.pth: gives features of layer 2048 that are not finite; needed whole"):
         Pretrained(inception(tmp_path / "broken.pth"))
+
+
+class Given(Dataset[Tensor]):
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+def test_inception_at_its_last_layer_gives_the_logits_of_its_score_too(inception_weights: Path, tmp_path: Path) -> None:
+    """As torch-fidelity's own Inception Score of the same images, with whole weights."""
+    from torch_fidelity import calculate_metrics
+
+    state = torch.load(inception_weights, weights_only=True)
+    torch.manual_seed(0)
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            state[name] = torch.ones_like(tensor) if name.endswith("running_var") else torch.randn_like(tensor) * 0.02
+    torch.save(state, tmp_path / "whole.pth")
+    extractor = Pretrained(inception(tmp_path / "whole.pth"))
+    images = np.random.default_rng(0).integers(0, 256, (20, 3, 8, 8), dtype=np.uint8)
+    found = extractor.embed(images)
+    assert (extractor.dimensions, extractor.logits, found.shape) == (2048, 1008, (20, 3056))
+    needed = calculate_metrics(
+        input1=Given(torch.from_numpy(images)),
+        isc=True,
+        feature_extractor=INCEPTION,
+        feature_extractor_weights_path=str(tmp_path / "whole.pth"),
+        rng_seed=3,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    score, _ = inception_score(found[:, 2048:], seed=3)
+    assert score == pytest.approx(needed["inception_score_mean"], rel=1e-6)
 
 
 def test_a_grayscale_image_is_the_same_as_rgb(inception_weights: Path) -> None:

@@ -18,6 +18,7 @@ from pipeline.metrics.fidelity import (
     NEIGHBOURS,
     fidelity,
     frechet_distance,
+    inception_score,
     kid_subset_size,
     neighbourhoods,
     with_spread,
@@ -188,6 +189,14 @@ def test_where_half_of_a_side_is_too_few_there_is_no_spread_of_fid() -> None:
     assert spread.keys() == {"kid", "precision", "recall", "density", "coverage"}
     _, spread = with_spread(features(22, 20, 1), features(22, 20, 2), seed=0)
     assert spread.keys() == {"kid"}
+
+
+def test_the_inception_score_counts_the_classes_that_are_seen_for_certain() -> None:
+    seen = np.eye(8, dtype=np.float32)[np.arange(4000) % 5] * 100
+    score, error = inception_score(seen, seed=0)
+    assert score == pytest.approx(5, rel=0.02)
+    assert 0 < error < 0.1
+    assert inception_score(np.zeros((4000, 8), np.float32), seed=0) == (pytest.approx(1), pytest.approx(0, abs=1e-9))
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

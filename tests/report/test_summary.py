@@ -69,5 +69,14 @@ def test_what_resamples_spread_stands_beside_the_measure(tmp_path: Path) -> None
     assert infinite[-2:] == ["0.0125", "0.0000"]
 
 
+def test_another_extractor_is_named_with_its_layer(tmp_path: Path) -> None:
+    scores = {"fid": 4.5, "inception_score": 2.25}
+    metrics = {"inception_2048": scores, "inception_2048_spread": {"fid": 0.5}, "inception_2048_floor": {"fid": 1.5}}
+    write(tmp_path / paths.EVALUATION / "model" / "metrics.json", metrics)
+    flat = " ".join(printed(tmp_path).split())
+    assert "FID, inception 2048 4.500±0.500 1.500" in flat
+    assert "Inception Score, inception 2048 2.250" in flat
+
+
 def test_without_measurements_there_are_no_rows(tmp_path: Path) -> None:
     assert summary(tmp_path) == []

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.gan.family import ImageSpec, load_family
 from pipeline.gan.model import Model
 from pipeline.imageset import ImageSet, Row, write_imageset
-from pipeline.metrics.fidelity import fidelity, with_spread
+from pipeline.metrics.fidelity import fidelity, inception_score, with_spread
 from pipeline.metrics.judges import Judges
 from pipeline.metrics.parzen import parzen
 from pipeline.params import Document
@@ -191,10 +191,12 @@ class Pixels:
     label = "pixels"
     precision: DTypeLike = np.float32
     dimensions = 16
+    logits = 4
     about: Mapping[str, Any] = {"extractor": "2×2 pixels", "extractor_sha256": "none"}
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        return images.reshape(len(images), 4, 2, 4, 2).mean(axis=(2, 4), dtype=np.float32).reshape(-1, 16)
+        rows = images.reshape(len(images), 4, 2, 4, 2).mean(axis=(2, 4), dtype=np.float32)
+        return np.concatenate([rows.reshape(-1, 16), rows.mean(axis=2)], axis=1)
 
 
 def test_another_extractor_measures_beside_the_in_domain_one(
@@ -209,9 +211,12 @@ def test_another_extractor_measures_beside_the_in_domain_one(
     ).metrics
     ours, trained_on = (Pixels().embed(images.draw(150, PARAMS.seed).images) for images in (generated, TRAIN))
     real = Pixels().embed(HELD_OUT.images)
-    scores, spread = with_spread(ours, real, seed=PARAMS.seed, precision=np.float32)
+    scores, spread = with_spread(ours[:, :16], real[:, :16], seed=PARAMS.seed, precision=np.float32)
+    scores["inception_score"], spread["inception_score"] = inception_score(ours[:, 16:], seed=PARAMS.seed)
     assert (metrics["pixels"], metrics["pixels_spread"]) == (scores, spread)
-    assert metrics["pixels_floor"] == fidelity(trained_on, real, seed=PARAMS.seed, precision=np.float32)
+    floor = fidelity(trained_on[:, :16], real[:, :16], seed=PARAMS.seed, precision=np.float32)
+    floor["inception_score"], _ = inception_score(trained_on[:, 16:], seed=PARAMS.seed)
+    assert metrics["pixels_floor"] == floor
     for name in alone.keys() - {"protocol"}:
         assert metrics[name] == alone[name]
     in_domain, pixels, *rest = metrics["protocol"]
@@ -221,6 +226,7 @@ def test_another_extractor_measures_beside_the_in_domain_one(
     ]
     assert pixels["measures"] == ["pixels", "pixels_spread", "pixels_floor"]
     assert pixels["extractor"] == "2×2 pixels"
+    assert pixels["inception_score"] == "layer logits_unbiased, 4 classes, mean of 10 parts"
     assert (pixels["generated"], pixels["real"]) == ("150 of 300 bars", "150 of 150 bars")
     kept = list((tmp_path / "features").iterdir())
     assert len(kept) == 2 + 3 + 1  # of real images: held out and floor, in-domain all known ones too; what judges see

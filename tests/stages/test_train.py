@@ -319,7 +319,9 @@ def test_the_outputs_are_whole_and_say_how_the_snapshot_was_chosen(workspace: Pa
         assert strip.size == ((10 * 9 - 1) * 6, (3 * 9 - 1) * 6)
     stands = json.loads(Path("out/training/game.json").read_text())
     assert (stands["objective"], stands["held_out"], stands["images"]) == ("non_saturating", "validation split", 2000)
-    assert all(0 <= value <= 1 for name, value in stands.items() if name.endswith(("_accuracy", "_over_fake", "_error")))
+    assert all(
+        0 <= value <= 1 for name, value in stands.items() if name.endswith(("_accuracy", "_over_fake", "_error"))
+    )
     inputs = json.loads(Path("out/training/inputs.json").read_text())
     assert (inputs["data"], inputs["train.threads"]) == (real.fingerprint, 1)
     grids = set(Path("out/training/grids").iterdir())
