@@ -1,8 +1,7 @@
 """Distances between sets of images in a feature space: rows of features in, numbers out.
 
 Features are float (N, D), from whatever extractor; the generated set always comes first, as in torch-fidelity. What
-torch-fidelity has too is equal to it to 1e-6, and written out here since that takes a fifth of the time: one pass over
-the distances gives precision, recall, density and coverage, and numpy's power of KID's kernel is slow.
+torch-fidelity has is its own; what resamples say of the error is measured by functions of ours, which are equal to it.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ _CHUNK = 1000  # rows of a block of pairwise distances
 def fidelity(
     generated: np.ndarray, real: np.ndarray, *, seed: int, precision: DTypeLike = np.float64
 ) -> dict[str, float]:
-    """`fid`, `kid`, `precision`, `recall`, `density` and `coverage`.
+    """`fid`, `kid`, `precision` and `recall` by torch-fidelity, `density` and `coverage`.
 
-    Distances are computed in `precision`: torch-fidelity's own command line has float32. KID draws subsets by `seed`.
-    Raises as `check_features` does.
+    Computed in `precision`: torch-fidelity's own command line has float32. KID is the mean over KID_SUBSETS subsets of
+    `kid_subset_size` drawn by `seed`; unbiased, so it may be below zero. Raises as `check_features` does.
     """
     return with_spread(generated, real, seed=seed, precision=precision, resamples=0)[0]
 
@@ -55,6 +54,8 @@ def with_spread(
     1911.07023): `fid_infinity` is where the line through the mean of the halves and the whole ends; it may be below
     zero. Both are left out where half a side has no more images than there are features.
     """
+    check_features(generated, "the generated set")
+    check_features(real, "the real set")
     sides = generated.astype(precision), real.astype(precision)
     random = np.random.Generator(np.random.Philox(seed))
 
@@ -62,8 +63,9 @@ def with_spread(
         return tuple(side[np.sort(random.permutation(len(side))[: len(side) // divisor])] for side in sides)
 
     fewest, dimensions = min(map(len, sides)), generated.shape[1]
-    kid, kid_deviation = kernel_distance(generated, real, seed=seed)
-    scores = {"fid": frechet_distance(generated, real), "kid": kid} | neighbourhoods(*sides)
+    scores, kid_deviation = _by_torch_fidelity(*sides, seed=seed)
+    ours = neighbourhoods(*sides)
+    scores |= {name: ours[name] for name in ("density", "coverage")}
     size = kid_subset_size(*map(len, sides))
     spread = {"kid": kid_deviation * math.sqrt(size / (fewest - size))} if resamples else {}
     if resamples and fewest // 2 > dimensions:
@@ -74,6 +76,31 @@ def with_spread(
         found = [neighbourhoods(*part(4)) for _ in range(resamples)]
         spread |= {name: float(np.std([each[name] for each in found], ddof=1)) / math.sqrt(3) for name in found[0]}
     return scores, spread
+
+
+def _by_torch_fidelity(generated: np.ndarray, real: np.ndarray, *, seed: int) -> tuple[dict[str, float], float]:
+    """`fid`, `kid`, `precision` and `recall`, and the standard deviation of KID over its subsets."""
+    from torch_fidelity import metric_fid, metric_kid, metric_prc
+
+    sides = torch.from_numpy(generated), torch.from_numpy(real)
+    kid = metric_kid.kid_features_to_metric(
+        *sides,
+        kid_subsets=KID_SUBSETS,
+        kid_subset_size=kid_subset_size(len(generated), len(real)),
+        rng_seed=seed,
+        verbose=False,
+    )
+    fid = metric_fid.fid_statistics_to_metric(*map(metric_fid.fid_features_to_statistics, sides), verbose=False)
+    prc = metric_prc.prc_features_to_metric(
+        *sides, prc_neighborhood=NEIGHBOURS, prc_batch_size=_CHUNK, save_cpu_ram=True, verbose=False
+    )
+    scores = {
+        "fid": fid[metric_fid.KEY_METRIC_FID],
+        "kid": kid[metric_kid.KEY_METRIC_KID_MEAN],
+        "precision": prc[metric_prc.KEY_METRIC_PRECISION],
+        "recall": prc[metric_prc.KEY_METRIC_RECALL],
+    }
+    return scores, kid[metric_kid.KEY_METRIC_KID_STD]
 
 
 def inception_score(logits: np.ndarray, *, seed: int) -> tuple[float, float]:
@@ -112,33 +139,13 @@ def protocol(
         "fid_infinity": "on the line in 1/N through the mean of the halves and the whole, after arXiv 1911.07023",
         **scored,
         "seed": seed,
-        "library": f"torch {version('torch')}; equal to torch-fidelity {version('torch-fidelity')} where that has it",
+        "library": f"torch-fidelity {version('torch-fidelity')}, torch {version('torch')}",
     }
 
 
 def kid_subset_size(generated: int, real: int) -> int:
     """1000 as is usual, or half of the smaller set, so that subsets differ."""
     return min(1000, generated // 2, real // 2)
-
-
-def kernel_distance(generated: np.ndarray, real: np.ndarray, *, seed: int) -> tuple[float, float]:
-    """KID, arXiv 1801.01401: mean and standard deviation over KID_SUBSETS subsets of `kid_subset_size`.
-
-    Of the kernel (x·y/D + 1)³, in float64; unbiased, so it may be below zero. Subsets are drawn by the seed as
-    torch-fidelity draws them.
-    """
-    sides = [torch.from_numpy(features.astype(np.float64)) for features in (generated, real)]
-    size, random = kid_subset_size(len(generated), len(real)), np.random.RandomState(seed)
-    scores = []
-    for _ in range(KID_SUBSETS):
-        ours, theirs = (rows[random.choice(len(rows), size, replace=False)] for rows in sides)
-        within = sum(float(kernel.sum() - kernel.trace()) for kernel in map(_kernel, (ours, theirs), (ours, theirs)))
-        scores.append(within / (size * (size - 1)) - 2 * float(_kernel(ours, theirs).mean()))
-    return float(np.mean(scores)), float(np.std(scores))
-
-
-def _kernel(ours: Tensor, theirs: Tensor) -> Tensor:
-    return (ours @ theirs.T).div_(ours.shape[1]).add_(1).pow_(3)
 
 
 def neighbourhoods(generated: np.ndarray, real: np.ndarray) -> dict[str, float]:
@@ -178,7 +185,8 @@ def frechet_distance(generated: np.ndarray, real: np.ndarray) -> float:
     """Fréchet distance of the Gaussians fitted to two sets of features (N, D); arXiv 1706.08500, equation 6.
 
     ‖μ₁ - μ₂‖² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½), in float64: tr (Σ₁Σ₂)^½ is the sum of the square roots of the eigenvalues
-    of the symmetric Σ₁^½ Σ₂ Σ₁^½. Biased upwards by about 1/N, so compare at equal N. Raises as `check_features` does.
+    of the symmetric Σ₁^½ Σ₂ Σ₁^½. Equals the `fid` of `fidelity`, in less time. Biased upwards by about 1/N, so compare
+    at equal N. Raises as `check_features` does.
     """
     check_features(generated, "the generated set")
     check_features(real, "the real set")
