@@ -25,7 +25,7 @@ from pipeline.delivery.manifest import (
     check_name,
 )
 from pipeline.delivery.parallel import in_parallel
-from pipeline.delivery.pointer import Pointer, move, now
+from pipeline.delivery.pointer import LATEST, Pointer, move, now
 from pipeline.delivery.rowgroups import ROWGROUPS
 from pipeline.delivery.signature import SIGNATURE, read_private_key
 from pipeline.delivery.stores import Store, keeps_conditions
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """`new` is False where the version was there already; `latest` says whether the pointer names it.
+    """`new` is False where the version was there already; `latest` says whether the channel names it.
 
     `caveat` is a sentence about what the store cannot promise, None where nothing was found.
     """
@@ -72,8 +72,12 @@ def publish(
     description: Description,
     documents: Mapping[str, bytes],
     key: Path | None = None,
+    channel: str = LATEST,
+    why: str = "",
 ) -> Published:
     """Publish the ImageSet with its card, and `documents` (path in the release: bytes) beside it, signed by any `key`.
+
+    The channel then names it, `why` in its history.
 
     What is there already is left as it is, so that a publish that was interrupted goes on where it was.
     Raises UserError for a bad name or a yanked set, FailedError when the store fails or another publisher was faster.
@@ -89,7 +93,7 @@ def publish(
         description=description,
         created=now(),
     )
-    before = Pointer.read(store, name)
+    before = Pointer.read(store, name, channel)
     if yank := Yank.read(store, name, draft.version):
         raise UserError(f"{store.url}: {name}@{draft.version} (this set) was yanked ({yank.why}); needed another set")
     caveat = None
@@ -102,7 +106,7 @@ def publish(
         draft.sign(private)
     latest = [each.version for each in before.moves] if before else []
     if draft.version not in latest:  # else a rerun would undo a rollback
-        move(store, name, draft.version, before, action="publish")
+        move(store, name, draft.version, before, action="publish", channel=channel, why=why)
         latest.insert(0, draft.version)
     return Published(
         version=draft.version,

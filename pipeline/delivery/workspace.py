@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import paths
 from pipeline.delivery.description import Description, Lineage, Metric
+from pipeline.delivery.pointer import LATEST
 from pipeline.delivery.release import Published, publish
 from pipeline.delivery.stores import Store, open_store
 from pipeline.errors import FailedError, UserError
@@ -54,9 +55,16 @@ _AGAIN = "needed what all stages wrote, run 'dvc repro' first"
 
 
 def publish_workspace(
-    workspace: Path, url: str, name: str, *, key: Path | None = None, harmful: bool = False
+    workspace: Path,
+    url: str,
+    name: str,
+    *,
+    key: Path | None = None,
+    harmful: bool = False,
+    channel: str = LATEST,
+    why: str = "",
 ) -> Published:
-    """Publish the synthetic set of `workspace` to the store at `url`.
+    """Publish the synthetic set of `workspace` to the store at `url`, for the channel to name it, `why` in its history.
 
     A set that harms and helps nobody is published only when `harmful`, and its card begins with that.
 
@@ -90,7 +98,9 @@ def publish_workspace(
     )
     store = open_workspace_store(workspace, url)
     description = _describe(name, images, reports, lineage)
-    return publish(store, name, images.root, description=description, documents=documents, key=key)
+    return publish(
+        store, name, images.root, description=description, documents=documents, key=key, channel=channel, why=why
+    )
 
 
 def open_workspace_store(workspace: Path, url: str) -> Store:

@@ -1,0 +1,206 @@
+"""Whether a challenger may be published: what params.yaml demands of it, and what the champion reaches today."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from prefect.artifacts import create_table_artifact
+
+from pipeline import paths
+from pipeline.delivery import open_store, pull
+from pipeline.delivery.pointer import Pointer
+from pipeline.delivery.versions import Version, read_version
+from pipeline.delivery.workspace import harms
+from pipeline.errors import UserError
+from pipeline.imageset import ImageSet
+from pipeline.params import Document
+from pipeline.running import Gate
+
+if TYPE_CHECKING:
+    from pipeline.stages.evaluate import Images
+
+_LOWER_IS_BETTER = {"fidelity.fid", "fidelity.kid", "memorization.nearer_than_percentile_1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """One thing that is demanded: what was found, and whether that is enough.
+
+    `secret`: what was found must not be shown to others, so that the set does not leave this machine.
+    """
+
+    what: str
+    needed: str
+    found: str
+    holds: bool
+    secret: bool = False
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.what} is {self.found}, needed {self.needed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """All demands, and the version that the challenger was compared with, None where there is none."""
+
+    demands: tuple[Demand, ...]
+    champion: str | None
+
+    @property
+    def refusal(self) -> str | None:
+        """Why it is refused, in one sentence; None where it passes."""
+        return "; ".join(demand.sentence for demand in self.demands if not demand.holds) or None
+
+    @property
+    def shareable(self) -> bool:
+        """Whether a refused set may be put where others can fetch it."""
+        return all(demand.holds for demand in self.demands if demand.secret)
+
+
+def judge(workspace: Path, url: str, name: str, gate: Gate, *, harmful: bool) -> Verdict:
+    """Judge the set that the stages left in `workspace`, which would become NAME at `url`.
+
+    Raises UserError when a stage has not left its report.
+    """
+    demands = [*_own(workspace, gate, harmful=harmful)]
+    champion = _champion(workspace, url, name)
+    if champion and gate.champion:
+        demands += _against(workspace, url, champion, gate)
+    return Verdict(demands=tuple(demands), champion=champion.name if champion else None)
+
+
+def show(verdict: Verdict) -> None:
+    """Create the artifact `gate` of the run: a row for each demand."""
+    rows = [
+        {"demand": each.what, "needed": each.needed, "found": each.found, "holds": each.holds}
+        for each in verdict.demands
+    ]
+    create_table_artifact(rows, key="gate", description=f"against {verdict.champion or 'no champion'}")
+
+
+def _own(workspace: Path, gate: Gate, *, harmful: bool) -> Iterator[Demand]:
+    """What the set must reach whatever was published before."""
+    for which in ("real", "synthetic"):
+        report = _read(workspace / paths.VALIDATION / which / "report.json")
+        counts = report["expectations"]
+        found = f"{counts['evaluated'] - counts['failed']} of {counts['evaluated']} expectations hold"
+        holds = report["success"] and counts["evaluated"] > 0
+        yield Demand(what=f"validation, {which}", needed="all", found=found, holds=holds, secret=True)
+    utility = _read(workspace / paths.UTILITY / "utility.json")
+    verdicts = [row["verdict"] for row in utility["rows"]]
+    helps = "helps" in verdicts and "harms" not in verdicts
+    allowed = gate.utility == "any" or (gate.utility == "harmless" and (harmful or not harms(utility)))
+    yield Demand(
+        what="utility",
+        needed={"helps": "helps and nowhere harms", "harmless": "not harms", "any": "any"}[gate.utility],
+        found=", ".join(f"{row['verdict']} with {row['data']}" for row in utility["rows"]),
+        holds=allowed or helps,
+    )
+    memorization = _read(workspace / paths.EVALUATION / "synthetic" / "metrics.json")["memorization"]
+    copies, near = memorization["copies"], memorization["nearer_than_percentile_1"]
+    yield Demand(
+        what="exact copies of training images",
+        needed=f"at most {gate.max_copies}",
+        found=str(copies),
+        holds=copies <= gate.max_copies,
+        secret=True,
+    )
+    yield Demand(
+        what="share of near copies of training images",
+        needed=f"at most {gate.max_near_copies:g}",
+        found=f"{near:.3g}",
+        holds=near <= gate.max_near_copies,
+        secret=True,
+    )
+
+
+def _champion(workspace: Path, url: str, name: str) -> Version | None:
+    """What `latest` names, unless that is this very set."""
+    store = open_store(url)
+    pointer = Pointer.read(store, name)
+    version = read_version(store, name, pointer.version) if pointer else None
+    if version is None or version.yank:
+        return None
+    challenger = ImageSet.open(workspace / paths.SYNTHETIC / paths.IMAGESET)
+    return None if version.manifest.fingerprint == challenger.fingerprint else version
+
+
+def _against(workspace: Path, url: str, champion: Version, gate: Gate) -> Iterator[Demand]:
+    """The champion is fetched and measured as the challenger is, on the real images of today."""
+    near = workspace / ".dvc" / "tmp"
+    near.mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=near) as temporary:
+        folder = pull(f"{url}/{champion.name}", Path(temporary) / "champion")
+        theirs = ImageSet.open(folder)
+        ours = ImageSet.open(workspace / paths.SYNTHETIC / paths.IMAGESET)
+        if (theirs.shape, theirs.classes) != (ours.shape, ours.classes):
+            found = "of other classes or another size"
+            yield Demand(what=f"champion {champion.name}", needed="comparable", found=found, holds=True)
+            return
+        scores = compare(ours, theirs, workspace, gate)
+    for metric, (challenger, other) in scores.items():
+        worse = challenger - other if metric in _LOWER_IS_BETTER else other - challenger
+        noise = gate.noise * float(worse.std(ddof=1))
+        yield Demand(
+            what=metric,
+            needed=f"not worse than {other.mean():.4g} of {champion.name} by more than {noise:.2g}",
+            found=f"{challenger.mean():.4g}",
+            holds=float(worse.mean()) <= noise,
+        )
+
+
+def compare(
+    challenger: ImageSet, champion: ImageSet, workspace: Path, gate: Gate
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each measure of both, float64 (draws,) each; a draw takes as many images of the one as of the other."""
+    import torch
+
+    from pipeline.metrics.judges import Judges
+    from pipeline.stages import evaluate
+
+    params = evaluate.read_params(Document.load(workspace / paths.PARAMS))
+    torch.set_num_threads(params.threads)
+    real, judges = ImageSet.open(workspace / paths.REAL / paths.IMAGESET), Judges.load(workspace / paths.FEATURES)
+    train, held_out = (_images(real, split) for split in ("train", "test"))
+    sets = [_images(each, "train") for each in (challenger, champion)]
+    count = min(min(len(each.images) for each in sets) // 2, params.max_images)
+    scores: dict[str, list[list[float]]] = {metric: [[], []] for metric in gate.champion}
+    for seed in range(gate.draws):
+        for position, images in enumerate(sets):
+            found = evaluate.evaluate(
+                images.draw(count, seed),
+                train,
+                held_out,
+                classes=real.classes,
+                judges=judges,
+                params=dataclasses.replace(params, seed=seed),
+            ).metrics
+            for metric in gate.champion:
+                section, _, key = metric.partition(".")
+                if key in found.get(section, {}):  # what has no labels has no agreement
+                    scores[metric][position].append(found[section][key])
+    return {metric: (np.array(ours), np.array(theirs)) for metric, (ours, theirs) in scores.items() if ours and theirs}
+
+
+def _images(images: ImageSet, split: str) -> Images:
+    from pipeline.stages.evaluate import Images
+
+    pixels, labels = images.arrays(split)
+    translated = "translated" in (images.generator or {})
+    return Images(images=pixels, labels=labels, description=split, translated=translated)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        content: Mapping[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: is not there; needed what all stages wrote, run 'dvc repro' first") from None
+    return content

@@ -1,0 +1,173 @@
+"""The gate, on sets whose faults are known: what is demanded of a set alone, and beside the champion of today."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.gate import judge
+from pipeline import paths
+from pipeline.delivery import Description, Lineage, open_store, publish
+from pipeline.imageset import ImageSet, Row, write_imageset
+from pipeline.params import Document
+from pipeline.running import Gate
+from pipeline.stages import features
+
+CLASSES = ("low", "middle", "high")
+
+
+def bars(count: int, seed: int, noise: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy 8×8 images with a bright bar at the height of their class, and their classes in turn."""
+    images = np.random.default_rng(seed).integers(0, noise, (count, 1, 8, 8), dtype=np.uint8)
+    labels = np.arange(count) % 3
+    for image, label in zip(images, labels, strict=True):
+        image[0, 1 + 2 * label : 3 + 2 * label] += 150
+    return images, labels
+
+
+def write_set(root: Path, parts: dict[str, tuple[np.ndarray, np.ndarray]], *, synthetic: bool) -> ImageSet:
+    rows = [
+        Row(split=split, label=int(label), image=image, path=f"{split}-{number}.png", provenance={})
+        for split, (images, labels) in parts.items()
+        for number, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
+    source = {"kind": "made up", "licence": "CC0", "description": "bars"}
+    return write_imageset(root, rows, classes=CLASSES, source=source, resize=None, synthetic=synthetic)
+
+
+def report(workspace: Path, path: str, content: dict[str, Any]) -> None:
+    (workspace / path).parent.mkdir(parents=True, exist_ok=True)
+    (workspace / path).write_text(json.dumps(content))
+
+
+def good_reports(workspace: Path) -> None:
+    passed = {"success": True, "expectations": {"evaluated": 9, "failed": 0}}
+    report(workspace, "out/validation/real/report.json", passed)
+    report(workspace, "out/validation/synthetic/report.json", passed)
+    measured = {"memorization": {"copies": 0, "nearer_than_percentile_1": 0.01}}
+    report(workspace, "out/evaluation/synthetic/metrics.json", measured)
+    rows = [{"data": "5 %", "verdict": "helps"}, {"data": "100 %", "verdict": "makes no difference"}]
+    report(workspace, "out/utility/utility.json", {"rows": rows})
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the stages leave: judges of real images, a good set, and good reports."""
+    root = tmp_path_factory.mktemp("gate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("FORGELINE_CACHE", str(root / "cache"))
+        parts = {"train": bars(240, 1), "validation": bars(30, 5), "test": bars(150, 2)}
+        write_set(paths.REAL / paths.IMAGESET, parts, synthetic=False)
+        write_set(paths.SYNTHETIC / paths.IMAGESET, {"train": bars(600, 3)}, synthetic=True)
+        features.run(Document({"features": {"images_seen": 2000, "width": 8}}))
+        (root / "params.yaml").write_text("evaluate: {}\n")
+        (root / ".dvc").mkdir()
+        good_reports(root)
+        yield root
+
+
+def publish_champion(url: Path, seed: int, noise: int) -> str:
+    """Publish other images as the latest of `bars`; their version."""
+    images = write_set(url.parent / f"champion-{seed}", {"train": bars(600, seed, noise)}, synthetic=True)
+    picture = io.BytesIO()
+    Image.new("L", (8, 8)).save(picture, format="PNG")
+    lineage = Lineage(
+        model="ab" * 32,
+        params={},
+        seed=seed,
+        data_fingerprint="cd" * 32,
+        dvc_lock=None,
+        git_commit=None,
+        metrics={"evaluation/synthetic": {"fidelity": {"fid": 0.0}, "agreement": {"mean": 1.0}}},  # of other data
+        validation={},
+    )
+    description = Description(
+        title="Bars",
+        licence="CC0",
+        source="bars",
+        verdict="bars",
+        measured=(),
+        not_good_for=(),
+        how_made="by numpy",
+        grid=picture.getvalue(),
+        lineage=lineage,
+    )
+    return publish(open_store(str(url)), "bars", images.root, description=description, documents={}).version
+
+
+def refusal(workspace: Path, url: Path, gate: Gate = Gate(), *, harmful: bool = False) -> str | None:  # noqa: B008
+    return judge(workspace, str(url), "bars", gate, harmful=harmful).refusal
+
+
+def test_what_is_good_passes_where_nothing_was_published_yet(workspace: Path, tmp_path: Path) -> None:
+    verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False)
+    assert (verdict.refusal, verdict.champion) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "gate", "sentence"),
+    [
+        (
+            "out/validation/synthetic/report.json",
+            {"success": False, "expectations": {"evaluated": 9, "failed": 2}},
+            Gate(),
+            "validation, synthetic is 7 of 9 expectations hold, needed all",
+        ),
+        (
+            "out/evaluation/synthetic/metrics.json",
+            {"memorization": {"copies": 3, "nearer_than_percentile_1": 0.25}},
+            Gate(),
+            "exact copies of training images is 3, needed at most 0; "
+            "share of near copies of training images is 0.25, needed at most 0.02",
+        ),
+    ],
+)
+def test_what_is_not_good_by_itself_is_refused_and_not_shared(
+    workspace: Path, tmp_path: Path, path: str, content: dict[str, Any], gate: Gate, sentence: str
+) -> None:
+    report(workspace, path, content)
+    verdict = judge(workspace, str(tmp_path / "sets"), "bars", gate, harmful=False)
+    good_reports(workspace)
+    assert (verdict.refusal, verdict.shareable) == (sentence, False)
+
+
+def test_the_verdict_of_utility_is_as_demanded(workspace: Path, tmp_path: Path) -> None:
+    url = tmp_path / "sets"
+    report(workspace, "out/utility/utility.json", {"rows": [{"data": "10 %", "verdict": "harms"}]})
+    assert refusal(workspace, url) == "utility is harms with 10 %, needed not harms"
+    assert refusal(workspace, url, harmful=True) is None
+    assert refusal(workspace, url, Gate(utility="any")) is None
+    assert "needed helps" in (refusal(workspace, url, Gate(utility="helps"), harmful=True) or "")
+    good_reports(workspace)
+    assert refusal(workspace, url, Gate(utility="helps")) is None
+
+
+def test_a_champion_that_is_as_good_but_for_its_noise_is_replaced(workspace: Path, tmp_path: Path) -> None:
+    version = publish_champion(tmp_path / "sets", seed=4, noise=100)
+    verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False)
+    assert (verdict.refusal, verdict.champion) == (None, f"bars@{version}")
+    assert {demand.what for demand in verdict.demands} >= {"fidelity.fid", "fidelity.recall", "agreement.mean"}
+
+
+def test_a_champion_that_is_better_on_the_images_of_today_stays(workspace: Path, tmp_path: Path) -> None:
+    write_set(paths.SYNTHETIC / paths.IMAGESET, {"train": bars(600, 7, noise=20)}, synthetic=True)
+    version = publish_champion(tmp_path / "sets", seed=4, noise=100)
+    verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False)
+    write_set(paths.SYNTHETIC / paths.IMAGESET, {"train": bars(600, 3)}, synthetic=True)
+    assert verdict.refusal is not None
+    assert verdict.refusal.startswith("fidelity.fid is ")
+    assert f"of bars@{version} by more than" in verdict.refusal
+    assert verdict.shareable
+
+
+def test_the_very_set_that_is_published_is_not_its_own_rival(workspace: Path, tmp_path: Path) -> None:
+    publish_champion(tmp_path / "sets", seed=3, noise=100)
+    assert judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False).champion is None
