@@ -37,6 +37,8 @@ def main() -> None:
     except KeyboardInterrupt:
         end("interrupted", 128 + signal.SIGINT)
     _show(Path(), result)
+    if result.refusal:
+        end(f"not published as the latest: {result.refusal}", 1)
 
 
 def _show(workspace: Path, result: RunResult) -> None:

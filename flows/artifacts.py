@@ -37,6 +37,14 @@ def record(workspace: Path) -> None:
         write_report(workspace)
 
 
+HEADLINES = ("fidelity.fid", "fidelity.recall", "agreement.mean", "memorization.copies")
+
+
+def headlines(workspace: Path) -> list[dict[str, Any]]:
+    """The few rows of the table that a commit message has room for."""
+    return [row for row in metrics_table(workspace) if row["metric"] in HEADLINES]
+
+
 def metrics_table(workspace: Path) -> list[dict[str, Any]]:
     """A row for each number of the metrics files, by its dotted name, with a column for each file that is there."""
     found = {

@@ -15,10 +15,14 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage by the name that `dvc repro` knows it by, and the stages that must have run before."""
+    """A stage by the name that `dvc repro` knows it by, and the stages that must have run before.
+
+    A `probe` is one that DVC always runs, to see whether there is anything new.
+    """
 
     name: str
     needs: frozenset[str]
+    probe: bool = False
 
 
 def read_stages(workspace: Path) -> tuple[Stage, ...]:
@@ -35,6 +39,7 @@ def read_stages(workspace: Path) -> tuple[Stage, ...]:
                 Stage(
                     name=stage.name,
                     needs=frozenset(need.name for need in graph.successors(stage) if isinstance(need, PipelineStage)),
+                    probe=bool(stage.always_changed),
                 )
                 for stage in repo.index.stages
                 if isinstance(stage, PipelineStage)  # else a .dvc file: data, nothing to run

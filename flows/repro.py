@@ -12,7 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo, lock_repo
+from dvc.scm import SCMError
 
 from pipeline.errors import FailedError, ForgelineError, UserError
 
@@ -37,14 +41,19 @@ class StageRun:
     seconds: float
 
 
-def reproduce(stage: str, workspace: Path, *, started: Callable[[], None], say: Callable[[str], None]) -> StageRun:
+def reproduce(
+    stage: str, workspace: Path, *, pull: bool = False, started: Callable[[], None], say: Callable[[str], None]
+) -> StageRun:
     """Bring `stage` up to date; call `started` when its command starts, and `say` with each line as it prints it.
 
+    With `pull`, what is neither here nor in the cache comes from the DVC remote, where it is there.
     Raises UserError when the stage's command ended with status 2, else FailedError, with the last line it printed.
     Whatever interrupts this, even in a signal handler, ends every process of the stage first.
     """
     begun = time.monotonic()
-    command = [sys.executable, "-m", "dvc", "repro", "-s", stage]
+    if is_unchanged(stage, workspace):
+        return StageRun(stage=stage, outcome="unchanged", seconds=time.monotonic() - begun)
+    command = [sys.executable, "-m", "dvc", "repro", "-s", stage, *(["--pull"] if pull else [])]
     with _process_group(command, workspace) as process:
         assert process.stdout is not None
         said = _Said(started, say)
@@ -54,6 +63,25 @@ def reproduce(stage: str, workspace: Path, *, started: Callable[[], None], say: 
     if status:
         raise said.error(stage)
     return StageRun(stage=stage, outcome=said.outcome, seconds=time.monotonic() - begun)
+
+
+def is_unchanged(stage: str, workspace: Path) -> bool:
+    """Whether DVC would do nothing. Asked in this process: to start one costs more than a second for each stage."""
+    try:
+        with Repo(str(workspace)) as repo, lock_repo(repo):
+            return not any(is_changed(each) for each in repo.index.stages if each.name == stage)
+    except (DvcException, SCMError):  # DVC tells of it when it runs the stage
+        return False
+
+
+def is_changed(stage: Any, *, allow_missing: bool = False) -> bool:
+    """Whether DVC would run this stage of its, or restore its outputs; in the block of `lock_repo`.
+
+    With `allow_missing` dependencies and outputs need not be there, where dvc.lock says what they are.
+    """
+    upstream = list(stage.repo.index.graph.successors(stage))
+    known = all(each.hash_info for each in (*stage.deps, *stage.outs))  # one that never ran has none
+    return not known or bool(stage.changed(allow_missing=allow_missing, upstream=upstream))
 
 
 class _Said:
@@ -99,6 +127,7 @@ def _process_group(command: list[str], workspace: Path) -> Iterator[subprocess.P
     """The running command, leader of a group of processes that all end when the body is left by an exception."""
     environment = os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONPATH": os.pathsep.join([str(workspace), *filter(None, [os.environ.get("PYTHONPATH")])]),  # its own code
         "PYTHONUNBUFFERED": "1",  # lines come as they are printed
         "DVC_NO_ANALYTICS": "1",
     }

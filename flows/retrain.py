@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,75 +10,162 @@ from typing import Any, cast
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from flows import artifacts
+from flows import artifacts, recording
+from flows.drift import data_before, record_drift
+from flows.gate import Verdict, judge, show
 from flows.graph import Stage, read_stages
+from flows.hiding import hidden
+from flows.place import Place, place_of
 from flows.repro import StageRun, reproduce
 from pipeline import paths
 from pipeline.delivery import Published
-from pipeline.delivery.settings import read_publish_settings
+from pipeline.delivery.pointer import LATEST
+from pipeline.delivery.settings import PublishSettings, read_publish_settings
 from pipeline.delivery.workspace import open_workspace_store, publish_workspace
 from pipeline.errors import ForgelineError
 from pipeline.params import Document
 from pipeline.progress import duration
+from pipeline.running import RunSettings, read_run_settings
 
 SAID = "forgeline"  # marks the log records that are for the person at the terminal
+REFUSED = "refused"  # the channel that keeps the last set that was not let through
+NOTHING_NEW = "Nothing new"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What became of each stage, in the order in which they ran, and of the release where one is asked for."""
+    """What became of each stage, in the order in which they ran, and of the release where one is asked for.
+
+    `refusal` says why the set was not published as the latest, None where it was, or where none was asked for.
+    """
 
     stages: tuple[StageRun, ...]
     published: Published | None
+    refusal: str | None = None
 
 
 @flow(name="retrain")
-def retrain(workspace: Path = Path(), publish_url: str | None = None) -> RunResult | State[Any]:
-    """Bring every stage of dvc.yaml up to date and publish the synthetic set.
+def retrain(
+    workspace: Path = Path(), publish_url: str | None = None, scheduled: bool = False
+) -> RunResult | State[Any]:
+    """Bring every stage of dvc.yaml up to date and publish the synthetic set, where it passes the gate.
 
     Args:
         workspace: The folder of dvc.yaml and params.yaml, in a Git and DVC repository.
         publish_url: Where to publish, instead of publish.url in params.yaml: s3://bucket/prefix or a folder.
+        scheduled: Start from the head of run.branch in params.yaml, where it names one, and end as "Nothing new" when
+            neither data nor code nor settings changed since the last run.
     """
     try:
-        graph = read_stages(workspace)
-        settings = read_publish_settings(Document.load(workspace / paths.PARAMS))
-        url = publish_url or settings.url
-        if url:
-            open_workspace_store(workspace, url)  # a wrong word is told before hours of training
-        stages = run_stages(graph, workspace)
-        artifacts.record(workspace)
-        published = publish(workspace, url, settings.name, settings.harmful, return_state=True).result()
-        return RunResult(stages=stages, published=cast("Published | None", published))
+        clone = workspace.resolve()
+        settings = read_run_settings(Document.load(workspace / paths.PARAMS))
+        with place_of(clone, settings, scheduled=scheduled) as place:
+            return _retrain(place, publish_url, scheduled)
     except ForgelineError as error:  # an expected ending: its sentence, and no traceback
-        return Failed(message=str(error), data=error)
+        return _failed(error)
 
 
-def run_stages(stages: tuple[Stage, ...], workspace: Path) -> tuple[StageRun, ...]:
-    """One after another, as a stage may use all cores. Raises the first failure; what comes after it does not run."""
+def _retrain(place: Place, publish_url: str | None, scheduled: bool) -> State[Any]:
+    workspace = place.workspace
+    graph = read_stages(workspace)
+    document = Document.load(workspace / paths.PARAMS)
+    settings, publishing = read_run_settings(document), read_publish_settings(document)
+    url = publish_url or publishing.url
+    if url and "://" not in url and place.own:
+        url = str(place.clone / url)
+    if url:
+        open_workspace_store(workspace, url)  # a wrong word is told before hours of training
+    if settings.record:
+        recording.check_recordable(place, settings.record)
+
     states: dict[str, State[Any]] = {}
-    for position, stage in enumerate(stages, start=1):
+    if scheduled:
+        run_stages([stage for stage in graph if stage.probe], graph, place, states)
+        if place.as_remembered():
+            _teller()("nothing new: data, code and settings are those of the last run")
+            result = RunResult(stages=_runs(states), published=None)
+            return Completed(name=NOTHING_NEW, message="data, code and settings are those of the last run", data=result)
+    with data_before(place) as before:
+        run_stages([stage for stage in graph if stage.name not in states], graph, place, states)
+        artifacts.record(workspace)
+        record_drift(before, workspace)
+    stages = _runs(states)
+    verdict = _judge(workspace, url, publishing, settings) if url else None
+    made = _commit(place, settings, verdict, stages)
+    published = _publish(workspace, url, publishing, verdict)
+    if settings.record and made:
+        recording.push(place, settings.record, made)
+        _teller()(f"record: {made[:12]} on the branch {settings.record}")
+    place.remember()
+    result = RunResult(stages=stages, published=published, refusal=verdict.refusal if verdict else None)
+    if result.refusal:
+        return Completed(name="Refused", message=hidden(result.refusal), data=result)
+    what = f"published {published.url}" if published and published.new else "nothing new to publish"
+    return Completed(message=hidden(what if url else "publish.url names no place"), data=result)
+
+
+def _judge(workspace: Path, url: str, publishing: PublishSettings, settings: RunSettings) -> Verdict:
+    say = _teller()
+    where = url if "://" in url else str(workspace / url)
+    verdict = judge(workspace, where, publishing.name, settings.gate, harmful=publishing.harmful)
+    show(verdict)
+    say(f"gate: {f'refused: {verdict.refusal}' if verdict.refusal else 'passed'}")
+    return verdict
+
+
+def _commit(place: Place, settings: RunSettings, verdict: Verdict | None, stages: Iterable[StageRun]) -> str | None:
+    """The commit that records the run, which no branch names before all went well."""
+    if settings.record is None:
+        return None
+    ran = [run.stage for run in stages if run.outcome == "ran"]
+    title = f"Retrain: {', '.join(ran) or 'nothing'} ran"
+    lines = [f"{row['metric']}: {row.get('synthetic')}" for row in artifacts.headlines(place.workspace)]
+    if verdict:
+        lines.append(f"refused: {verdict.refusal}" if verdict.refusal else "passed the gate")
+    return recording.commit(place, settings.record, title, lines, f"{flow_run.get_name()} {flow_run.get_id()}")
+
+
+def _publish(workspace: Path, url: str | None, settings: PublishSettings, verdict: Verdict | None) -> Published | None:
+    """As the latest; a refused set that may be seen by others as what the channel `refused` names, with the reason."""
+    if verdict and verdict.refusal and not verdict.shareable:
+        _teller()("publish: a set that was refused for this is kept here only, in DVC's cache")
+        return None
+    refusal = verdict.refusal if verdict else None
+    return cast("Published | None", publish(workspace, url, settings, refusal, return_state=True).result())
+
+
+def run_stages(stages: list[Stage], graph: tuple[Stage, ...], place: Place, states: dict[str, State[Any]]) -> None:
+    """One after another, as a stage may use all cores; their states are added to `states`.
+
+    Raises the first failure; what comes after it does not run.
+    """
+    for stage in stages:
         states[stage.name] = run_stage(
             stage.name,
-            workspace,
-            f"[{position}/{len(stages)}] {stage.name}",
+            place.workspace,
+            f"[{graph.index(stage) + 1}/{len(graph)}] {stage.name}",
+            place.pull,
             return_state=True,
-            wait_for=[states[need] for need in stage.needs],  # drawn as arrows on the run's page
+            wait_for=[states[need] for need in stage.needs if need in states],  # drawn as arrows on the run's page
         )
         states[stage.name].result()  # raises what it failed with
+
+
+def _runs(states: dict[str, State[Any]]) -> tuple[StageRun, ...]:
     return tuple(state.result() for state in states.values())
 
 
 @task(name="stage", task_run_name="{stage}", cache_policy=NO_CACHE)
-def run_stage(stage: str, workspace: Path, title: str) -> StageRun | State[Any]:
+def run_stage(stage: str, workspace: Path, title: str, pull: bool = False) -> StageRun | State[Any]:
     """Bring one stage up to date; ends as Skipped when nothing had changed."""
     say = _teller()
     try:
-        run = reproduce(stage, workspace, started=lambda: say(title), say=lambda line: say(f"    {line}"))
+        run = reproduce(stage, workspace, pull=pull, started=lambda: say(title), say=lambda line: say(f"    {line}"))
     except ForgelineError as error:
-        return Failed(message=str(error), data=error)
+        return _failed(error)
     if run.outcome == "ran":
         say(f"{title}: done in {duration(run.seconds)}")
         return run
@@ -88,18 +175,33 @@ def run_stage(stage: str, workspace: Path, title: str) -> StageRun | State[Any]:
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE)
-def publish(workspace: Path, url: str | None, name: str, harmful: bool = False) -> Published | State[Any] | None:
-    """Publish the synthetic set, where a URL is given; ends as Skipped when this very set is published already."""
+def publish(
+    workspace: Path, url: str | None, settings: PublishSettings, refusal: str | None
+) -> Published | State[Any] | None:
+    """Publish the synthetic set, where a URL is given; ends as Skipped when this very set is published already.
+
+    One that was refused is named by the channel `refused`, which says why, and not by `latest`.
+    """
     say = _teller()
     if not url:
         say("publish: publish.url names no place, skipped")
         return Completed(name="Skipped", message="publish.url names no place")
     try:
-        published = publish_workspace(workspace, url, name, harmful=harmful)
+        published = publish_workspace(
+            workspace,
+            url,
+            settings.name,
+            harmful=True,  # whether it may harm was the gate's to say
+            channel=REFUSED if refusal else LATEST,
+            why=refusal or "",
+        )
     except ForgelineError as error:
-        return Failed(message=f"publish: {error}", data=error)
+        return _failed(error, "publish: ")
     if published.caveat:
         say(f"publish: {published.caveat}")
+    if refusal:
+        say(f"publish: kept as {settings.name}@{REFUSED}, {published.url}")
+        return published
     if published.new:
         say(f"publish: {published.url}")
         return published
@@ -110,4 +212,10 @@ def publish(workspace: Path, url: str | None, name: str, harmful: bool = False) 
 def _teller() -> Callable[[str], None]:
     """Logs a line to the run in Prefect, for the terminal as well."""
     logger = get_run_logger()
-    return lambda line: logger.info("%s", line, extra={SAID: True})
+    return lambda line: logger.info("%s", hidden(line), extra={SAID: True})
+
+
+def _failed(error: ForgelineError, prefix: str = "") -> State[Any]:
+    """The state of a task or flow that ends with `error`, its sentence without secrets."""
+    error.args = (hidden(str(error)),)
+    return Failed(message=f"{prefix}{error}", data=error)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 
 from pipeline.errors import FailedError
 
-START_SECONDS = 90  # the first start of all creates the database
+START_SECONDS = 300  # the first start of all creates the database, and machines are busy; one that fails ends sooner
 _END_SECONDS = 10
 
 

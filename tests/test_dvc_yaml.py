@@ -58,3 +58,9 @@ def test_the_code_dependencies_of_a_stage_cover_what_it_imports(stage: str, impo
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_code_dependency_exists(stage: str) -> None:
     assert [path for path in STAGES[stage] if not path.exists()] == []
+
+
+def test_the_model_is_registered_by_name() -> None:
+    with Repo(str(ROOT)) as repo:
+        (found,) = repo.artifacts.read().values()
+    assert {name: artifact.path for name, artifact in found.items()} == {"model": "out/model"}

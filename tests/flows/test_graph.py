@@ -15,7 +15,7 @@ Workspace = Callable[[str], Path]
 
 STAGES = """
   late: {cmd: x, deps: [b.txt, c-x.txt, data.txt]}
-  side: {cmd: x, outs: [side.txt]}
+  side: {cmd: x, outs: [side.txt], always_changed: true}
   c:
     matrix: {which: [x, y]}
     cmd: x
@@ -30,7 +30,7 @@ def test_a_stage_comes_after_what_it_needs_and_otherwise_as_declared(workspace: 
     folder = workspace(STAGES)
     (folder / "data.txt.dvc").write_text("outs:\n- md5: 764efa883dda1e11db47671c4a3bbd9e\n  path: data.txt\n")
     assert read_stages(folder) == (
-        Stage(name="side", needs=frozenset()),
+        Stage(name="side", needs=frozenset(), probe=True),
         Stage(name="a", needs=frozenset()),
         Stage(name="b", needs=frozenset({"a"})),
         Stage(name="c@x", needs=frozenset({"b"})),

@@ -1,0 +1,163 @@
+"""Where a run happens: the clone itself, or a checkout of its own that begins at the head of a branch."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo, lock_repo
+from dvc.stage import PipelineStage
+
+from flows.commands import dvc, file_at, git, head_of, tip_of
+from flows.repro import is_changed
+from pipeline import paths
+from pipeline.errors import FailedError
+from pipeline.imageset.files import write_atomically
+from pipeline.params import Document
+from pipeline.running import RunSettings
+
+LOCK = Path("dvc.lock")
+RUN = "Forgeline-Run:"  # begins the line of a commit message that says which run made it
+_STATE = Path(".dvc/tmp/forgeline")  # git ignores .dvc/tmp
+_LAST = _STATE / "last.lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A workspace to run in, of the `clone`; `pull` says whether outputs that are not there may come from a remote.
+
+    `remembered` is dvc.lock as the last run left it that ended well, None where none is known.
+    """
+
+    clone: Path
+    workspace: Path
+    pull: bool
+    remembered: bytes | None
+
+    @property
+    def own(self) -> bool:
+        """Whether the workspace is a checkout for this run alone."""
+        return self.workspace != self.clone
+
+    def as_remembered(self) -> bool:
+        """Whether dvc.lock is that of the last run that ended well, and DVC would run no stage but the probes."""
+        lock = self.workspace / LOCK
+        if self.remembered is None or not lock.exists() or lock.read_bytes() != self.remembered:
+            return False
+        return changed_stages(self.workspace) == ()
+
+    def remember(self) -> None:
+        """Note that this run ended well."""
+        if (lock := self.workspace / LOCK).exists():
+            write_atomically(self.clone / _LAST, lock.read_bytes())
+
+
+@contextmanager
+def place_of(clone: Path, settings: RunSettings, *, scheduled: bool) -> Iterator[Place]:
+    """The clone; for a scheduled run whose settings name a branch a checkout of its head, removed at the end."""
+    last = (clone / _LAST).read_bytes() if (clone / _LAST).exists() else None
+    if not scheduled or settings.branch is None:
+        yield Place(clone=clone, workspace=clone, pull=False, remembered=last)
+        return
+    commit = head_of(clone, settings.branch)
+    with _checkout(clone, commit) as workspace:
+        if settings.record and (tip := tip_of(clone, settings.record)):
+            made = git(workspace, "log", "-1", "--format=%H", f"--grep=^{RUN}", tip)
+            last = file_at(workspace, made, LOCK) if made else None
+        if last is not None:
+            (workspace / LOCK).write_bytes(last)  # of what DVC finds there unchanged nothing is made again
+        with Repo(str(workspace)) as repo:
+            pull = "remote" in repo.config["core"]
+        _bring_source(clone, workspace, pull=pull)
+        yield Place(clone=clone, workspace=workspace, pull=pull, remembered=last)
+
+
+def changed_stages(workspace: Path) -> tuple[str, ...]:
+    """The stages that DVC would run, but those that it always runs. Outputs need not be there."""
+    try:
+        with Repo(str(workspace)) as repo, lock_repo(repo):
+            return tuple(
+                stage.name
+                for stage in repo.index.stages
+                if isinstance(stage, PipelineStage)
+                and not (stage.always_changed or stage.is_callback)
+                and is_changed(stage, allow_missing=True)
+            )
+    except DvcException as error:
+        raise FailedError(f"{workspace}: DVC cannot tell what changed: {' '.join(str(error).split())}") from None
+
+
+@contextmanager
+def _checkout(clone: Path, commit: str) -> Iterator[Path]:
+    """A git worktree at `commit` with the clone's cache and remotes. What killed runs left behind is removed first."""
+    runs = clone / _STATE / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    for lock in runs.glob("*.lock"):
+        with suppress(FailedError), _held(lock):
+            _remove(clone, lock)
+    lock = runs / f"{secrets.token_hex(6)}.lock"
+    with _held(lock):
+        folder = lock.with_suffix("")
+        git(clone, "worktree", "add", "--quiet", "--detach", str(folder), commit)
+        try:
+            workspace = folder / git(clone, "rev-parse", "--show-prefix")
+            _configure(clone, workspace)
+            yield workspace
+        finally:
+            _remove(clone, lock)
+
+
+@contextmanager
+def _held(lock: Path) -> Iterator[None]:
+    """Hold the lock, which the system frees when this process ends, however it ends."""
+    descriptor = os.open(lock, os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise FailedError(f"{lock}: is held by another run") from None
+    finally:
+        os.close(descriptor)
+
+
+def _remove(clone: Path, lock: Path) -> None:
+    shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+    git(clone, "worktree", "prune")
+    lock.unlink(missing_ok=True)
+
+
+def _configure(clone: Path, workspace: Path) -> None:
+    """DVC's settings of this machine, the cache of the clone, and remotes in folders as the clone finds them."""
+    local = Path(".dvc/config.local")
+    if (clone / local).exists():
+        shutil.copy(clone / local, workspace / local)
+    with Repo(str(clone)) as repo:
+        cache = repo.cache.local_cache_dir
+        folders = {name: str(remote["url"]) for name, remote in repo.config["remote"].items()}
+    with Repo(str(workspace)) as repo, repo.config.edit("local") as config:
+        config.setdefault("cache", {})["dir"] = cache
+        for name, url in folders.items():
+            if "://" not in url:
+                config.setdefault("remote", {}).setdefault(name, {})["url"] = url
+
+
+def _bring_source(clone: Path, workspace: Path, *, pull: bool) -> None:
+    """Raw data that source.url names by a relative path: what DVC tracks from its cache, else a link to the clone's."""
+    url = Document.load(workspace / paths.PARAMS).content.get("source", {}).get("url")
+    if not isinstance(url, str) or "://" in url or Path(url).is_absolute():
+        return
+    path = PurePosixPath(os.path.normpath(url))
+    for tracked in (path, *path.parents):
+        if (workspace / f"{tracked}.dvc").is_file():
+            dvc(workspace, "pull" if pull else "checkout", str(tracked))
+            return
+    if (clone / path).exists() and not (workspace / path).exists():
+        (workspace / path).parent.mkdir(parents=True, exist_ok=True)
+        (workspace / path).symlink_to(clone / path)

@@ -1,0 +1,187 @@
+"""Scheduled runs on a real Prefect server, in a clone of a bare repository, with a DVC remote on a real S3 server."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+from prefect.client.schemas.objects import State
+
+from flows.retrain import retrain
+from pipeline.errors import ForgelineError
+
+SECRET = "marked-secret-of-the-store"
+STAGES = """stages:
+  probe: {cmd: ls data > list.txt && echo key $AWS_SECRET_ACCESS_KEY, outs: [list.txt], always_changed: true}
+  copy: {cmd: cp list.txt copy.txt, deps: [list.txt], params: [copy], outs: [copy.txt]}
+"""
+PARAMS = """publish: {url: null, name: toy}
+source: {url: data}
+copy: 1
+run: {branch: main, record: forgeline/nightly}
+"""
+
+
+class Clone:
+    """A clone of the bare repository `origin`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *words: str) -> str:
+        command = [sys.executable, "-m", *words] if words[0] == "dvc" else list(words)
+        ended = subprocess.run(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert ended.returncode == 0, ended.stdout
+        return ended.stdout.strip()
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "--message", message)
+        self.run("git", "push", "--quiet", "origin", "HEAD:main")
+
+    def tip(self, branch: str = "forgeline/nightly") -> str:
+        """What the bare repository has."""
+        return self.run("git", "ls-remote", "origin", f"refs/heads/{branch}").partition("\t")[0]
+
+    def retrain(self) -> State[Any]:
+        state: State[Any] = retrain(self.folder, scheduled=True, return_state=True)
+        return state
+
+    def left_behind(self) -> list[str]:
+        return [path.name for path in (self.folder / ".dvc/tmp/forgeline/runs").iterdir()]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An S3 server, marked credentials for it, and a git that knows no user; the URL of a bucket for DVC."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "marked-key-id",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+            "HOME": str(home),
+        }.items():
+            patch.setenv(name, value)
+        patch.delenv("AWS_PROFILE", raising=False)
+        boto3.session.Session().client("s3").create_bucket(Bucket="dvc")
+        yield "s3://dvc/store"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def clone(empty_repository: Path, environment: str, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    root = tmp_path_factory.mktemp("scheduled")
+    subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch=main", root / "origin"], check=True)
+    shutil.copytree(empty_repository, root / "clone")
+    found = Clone(root / "clone")
+    found.run("git", "remote", "add", "origin", str(root / "origin"))
+    found.run("dvc", "remote", "add", "--default", "store", environment)
+    (found.folder / "dvc.yaml").write_text(STAGES)
+    (found.folder / "params.yaml").write_text(PARAMS)
+    (found.folder / ".gitignore").write_text("/data\n/list.txt\n/copy.txt\n")
+    (found.folder / "data").mkdir()
+    (found.folder / "data/a.png").write_text("a")
+    found.commit("begin")
+    return found
+
+
+def test_the_first_run_records_what_it_made_from_the_head_of_the_branch(clone: Clone, prefect_server: str) -> None:
+    (clone.folder / "params.yaml").write_text(PARAMS + "# not committed\n")
+    state = clone.retrain()
+    assert [(run.stage, run.outcome) for run in state.result().stages] == [("probe", "ran"), ("copy", "ran")]
+    clone.run("git", "fetch", "--quiet")
+    files = clone.run("git", "ls-tree", "--name-only", clone.tip()).splitlines()
+    assert {"dvc.lock", "params.yaml", "dvc.yaml"} <= set(files)
+    assert clone.run("git", "show", f"{clone.tip()}:params.yaml") == PARAMS.strip()
+    assert clone.run("git", "rev-parse", f"{clone.tip()}^") == clone.tip("main")
+    assert re.search(r"^ *Forgeline-Run: \S+ [0-9a-f-]{36}$", clone.run("git", "show", clone.tip()), re.MULTILINE)
+    assert clone.left_behind() == []
+    assert not (clone.folder / "copy.txt").exists()
+    assert len(clone.run("git", "worktree", "list").splitlines()) == 1
+
+
+def test_a_run_without_news_ends_as_such_and_leaves_nothing(clone: Clone, prefect_server: str) -> None:
+    before = clone.tip()
+    state = clone.retrain()
+    assert (state.name, state.is_completed()) == ("Nothing new", True)
+    assert [run.stage for run in state.result().stages] == ["probe"]
+    assert clone.tip() == before
+    assert clone.left_behind() == []
+
+
+def test_in_a_later_clone_the_record_has_nothing_left_to_do(clone: Clone, environment: str, tmp_path: Path) -> None:
+    origin = clone.run("git", "remote", "get-url", "origin")
+    subprocess.run(["git", "clone", "--quiet", "--branch", "forgeline/nightly", origin, tmp_path / "later"], check=True)
+    later = Clone(tmp_path / "later")
+    shutil.copytree(clone.folder / "data", later.folder / "data")
+    later.run("dvc", "pull", "--quiet")
+    assert (later.folder / "copy.txt").read_text() == "a.png\n"
+    assert re.findall(r"^Running stage '(.*)'", later.run("dvc", "repro"), re.MULTILINE) == ["probe"]
+    assert later.run("git", "status", "--porcelain", "--untracked-files=no") == ""
+
+
+def test_new_data_and_a_new_commit_are_news_each_recorded_upon_the_last(clone: Clone, prefect_server: str) -> None:
+    first = clone.tip()
+    (clone.folder / "data/b.png").write_text("b")
+    assert [run.outcome for run in clone.retrain().result().stages] == ["ran", "ran"]
+    second = clone.tip()
+    clone.run("git", "fetch", "--quiet")
+    assert clone.run("git", "rev-parse", f"{second}^") == first
+    (clone.folder / "params.yaml").write_text(PARAMS.replace("copy: 1", "copy: 2"))
+    clone.commit("another setting")
+    assert clone.retrain().name == "Completed"
+    clone.run("git", "fetch", "--quiet")
+    assert clone.run("git", "rev-parse", f"{clone.tip()}^1", f"{clone.tip()}^2").split() == [second, clone.tip("main")]
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(clone: Clone, prefect_server: str) -> None:
+    runs = clone.folder / ".dvc/tmp/forgeline/runs"
+    clone.run("git", "worktree", "add", "--quiet", "--detach", str(runs / "dead"), "HEAD")
+    (runs / "dead.lock").touch()
+    assert clone.retrain().name == "Nothing new"
+    assert clone.left_behind() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ("{branch: mein}", "run.branch is 'mein'; needed a branch of the remote 'origin'"),
+        ("{branch: 'a b'}", "run.branch is 'a b'; needed the name of a branch"),
+    ],
+)
+def test_a_branch_that_is_not_there(clone: Clone, prefect_server: str, settings: str, sentence: str) -> None:
+    (clone.folder / "params.yaml").write_text(f"publish: {{url: null, name: toy}}\nrun: {settings}\n")
+    state = clone.retrain()
+    (clone.folder / "params.yaml").write_text(PARAMS)
+    with pytest.raises(ForgelineError, match=sentence):
+        state.result()
+
+
+def test_no_credentials_in_what_runs_leave_behind(clone: Clone, prefect_server: str, prefect_home: Path) -> None:
+    """The probe has printed them; the server's database holds every line of the logs, state and artifact."""
+    for handler in logging.getLogger("prefect.flow_runs").handlers:
+        handler.flush()
+    clone.run("git", "fetch", "--quiet")
+    files = [path for root in (prefect_home, clone.folder) for path in root.rglob("*") if path.is_file()]
+    texts = [path.read_bytes() for path in files]
+    texts.append(clone.run("git", "log", "--all", "--patch").encode())
+    assert any(b"key ***" in text for text in texts)
+    assert [path for path, text in zip(files, texts, strict=False) if SECRET.encode() in text] == []
+    assert SECRET.encode() not in texts[-1]
