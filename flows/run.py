@@ -17,7 +17,7 @@ from pipeline.progress import Terminal
 if TYPE_CHECKING:
     from flows.retrain import RunResult as Result
 
-_QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
 def run(workspace: Path, publish_url: str | None = None) -> Result:
@@ -27,7 +27,7 @@ def run(workspace: Path, publish_url: str | None = None) -> Result:
     failed stage ended with, UserError before anything runs when settings or the repository are not what is needed.
     """
     workspace = workspace.resolve()
-    for name, value in _QUIET.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     from prefect.settings import PREFECT_API_URL, temporary_settings
 

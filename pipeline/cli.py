@@ -39,11 +39,26 @@ def forgeline() -> None:
 @click.option("--publish", "url", metavar="URL", help="Where to publish, instead of publish.url in params.yaml.")
 def run(url: str | None) -> None:
     """The whole flow once, here: every stage of dvc.yaml that is out of date, then publish."""
+    _flows("flows", *(["--publish", url] if url else []))
+
+
+@forgeline.command()
+def up() -> None:
+    """A Prefect server, a worker and the deployment, on this machine: from then on runs happen by themselves."""
+    _flows("flows.up", "up")
+
+
+@forgeline.command()
+def down() -> None:
+    """End what 'forgeline up' started here: the worker, with the run that it is at, then the server."""
+    _flows("flows.up", "down")
+
+
+def _flows(*words: str) -> None:
+    """Go on as a module of flows. Another process and not an import: this file knows nothing of Prefect."""
     if find_spec("prefect") is None:
         raise ModuleNotFoundError(name="prefect")
-    # Another process and not an import: stage code and this file know nothing of Prefect.
-    arguments = ["--publish", url] if url else []
-    os.execv(sys.executable, [sys.executable, "-m", "flows", *arguments])
+    os.execv(sys.executable, [sys.executable, "-m", *words])
 
 
 @forgeline.command()

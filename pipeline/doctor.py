@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pkgutil
 import shutil
@@ -22,6 +23,7 @@ from pipeline.delivery.settings import read_publish_settings
 from pipeline.delivery.workspace import open_workspace_store
 from pipeline.errors import ForgelineError
 from pipeline.params import Document
+from pipeline.running import POOL, UP, read_run_settings
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "prefect", "dvc", "great-expectations")
 LEAST_DISK_GB, LEAST_MEMORY_GB = 5.0, 2.0
@@ -55,7 +57,9 @@ def checks(workspace: Path) -> list[Check]:
         "repository": _repository,
         "settings": _settings,
         "store": _store,
+        "remotes": _remotes,
         "Prefect": _prefect,
+        "worker": _worker,
     }
     found = []
     for name, finding in look.items():
@@ -72,6 +76,7 @@ def read_all_params(workspace: Path) -> Document:
         if module.name in declared:
             importlib.import_module(f"pipeline.stages.{module.name}").read_params(document)
     read_publish_settings(document)
+    read_run_settings(document)
     return document
 
 
@@ -183,10 +188,77 @@ def _store(workspace: Path) -> Finding:
     return "ok", f"{url} can be read and written, safely by several at once", ""
 
 
-def _prefect(_: Path) -> Finding:
-    url = os.environ.get("PREFECT_API_URL")
+def _remotes(workspace: Path) -> Finding:
+    try:
+        settings = read_run_settings(Document.load(_shown(workspace / paths.PARAMS)))
+    except ForgelineError:
+        return "warning", "not known, as params.yaml is not right", "correct it"
+    if not (branches := [name for name in (settings.branch, settings.record) if name]):
+        return "ok", "run.branch and run.record name no branch; runs happen in this clone and are not recorded", ""
+
+    def git(*words: str) -> str | None:
+        environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}
+        command = ["git", "-C", str(workspace), *words]
+        try:
+            ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return None if ended.returncode else ended.stdout.strip()
+
+    if (git("remote") or "").split().count("origin"):
+        if git("ls-remote", "--heads", "origin") is None:
+            return "missing", "the git remote 'origin' cannot be read", "try 'git ls-remote origin'; mend its access"
+        if settings.branch and not git("ls-remote", "--heads", "origin", f"refs/heads/{settings.branch}"):
+            return (
+                "missing",
+                f"the git remote 'origin' has no branch '{settings.branch}'",
+                "correct run.branch, or push it",
+            )
+    elif settings.branch and git("rev-parse", "--verify", f"refs/heads/{settings.branch}") is None:
+        return "missing", f"no branch '{settings.branch}' here", "correct run.branch, or make it"
+    configured = [git("config", "--file", f".dvc/{file}", "core.remote") for file in ("config", "config.local")]
+    if settings.record and not any(configured):
+        mend = "dvc remote add --default NAME s3://bucket/prefix"
+        return "warning", "no DVC remote: other clones cannot pull what runs record", mend
+    return "ok", f"{' and '.join(branches)} can be reached", ""
+
+
+def _prefect(workspace: Path) -> Finding:
+    url = _api(workspace)
     if not url:
         return "ok", "PREFECT_API_URL is not set; a run starts a server for itself", ""
     if prefect_answers(url):
         return "ok", f"a server answers at {url}", ""
-    return "missing", f"nobody answers at {url}", "start it with 'prefect server start', or unset PREFECT_API_URL"
+    return "missing", f"nobody answers at {url}", "start it with 'forgeline up', or unset PREFECT_API_URL"
+
+
+def _worker(workspace: Path) -> Finding:
+    url, mend = _api(workspace), "start one with 'forgeline up', or 'prefect worker start --pool forgeline'"
+    if not url:
+        return "ok", "none is needed; 'forgeline up' starts one for scheduled runs", ""
+    request = urllib.request.Request(
+        f"{url}/work_pools/{POOL}/workers/filter", b"{}", {"Content-Type": "application/json"}, method="POST"
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            online = [worker["name"] for worker in json.load(answer) if worker["status"] == "ONLINE"]
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return "warning", f"the server has no work pool '{POOL}'", "'forgeline up' makes it"
+        return "ok", "the server tells only who gives it a password", ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return "warning", "not known, as the server does not tell", mend
+    if not online:
+        return "warning", f"no worker of the pool '{POOL}' is online; nothing scheduled runs", mend
+    return "ok", f"{', '.join(online)} waits for runs of the pool '{POOL}'", ""
+
+
+def _api(workspace: Path) -> str | None:
+    """The API of PREFECT_API_URL, or of the server that `forgeline up` has started here."""
+    if url := os.environ.get("PREFECT_API_URL"):
+        return url
+    try:
+        content = json.loads((workspace / UP / "up.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content["url"] if content["processes"] else None

@@ -143,3 +143,33 @@ def test_a_prefect_server_that_does_not_answer(workspace: Path, monkeypatch: pyt
         monkeypatch.setenv("PREFECT_API_URL", url)
         check = finding(workspace, "Prefect")
     assert (check.status, check.found) == ("missing", f"nobody answers at {url}")
+
+
+def run_from(workspace: Path, settings: str) -> None:
+    path = workspace / "params.yaml"
+    path.write_text(path.read_text().partition("\nrun:")[0] + f"\nrun: {settings}\n")
+
+
+def test_runs_that_need_no_remote(workspace: Path) -> None:
+    assert finding(workspace, "remotes").status == "ok"
+    assert finding(workspace, "worker").found == "none is needed; 'forgeline up' starts one for scheduled runs"
+
+
+def test_a_branch_that_is_not_there(workspace: Path) -> None:
+    run_from(workspace, "{branch: main}")
+    check = finding(workspace, "remotes")
+    assert (check.status, check.found) == ("missing", "no branch 'main' here")
+    subprocess.run(["git", "init", "--quiet", "--bare", "origin"], cwd=workspace, check=True)
+    subprocess.run(["git", "remote", "add", "origin", "origin"], cwd=workspace, check=True)
+    check = finding(workspace, "remotes")
+    assert (check.status, check.found) == ("missing", "the git remote 'origin' has no branch 'main'")
+    subprocess.run(["git", "remote", "set-url", "origin", "nowhere"], cwd=workspace, check=True)
+    assert finding(workspace, "remotes").found == "the git remote 'origin' cannot be read"
+
+
+def test_a_record_that_no_other_clone_could_pull(workspace: Path) -> None:
+    run_from(workspace, "{record: forgeline/nightly}")
+    check = finding(workspace, "remotes")
+    assert (check.status, check.found) == ("warning", "no DVC remote: other clones cannot pull what runs record")
+    (workspace / ".dvc/config").write_text("[core]\n    remote = store\n")
+    assert finding(workspace, "remotes").status == "ok"

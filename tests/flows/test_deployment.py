@@ -36,7 +36,9 @@ def test_the_deployment_waits_for_its_schedule_and_runs_one_at_a_time(
     assert {name: "description" in setting for name, setting in settings.items()} == {
         "workspace": True,
         "publish_url": True,
+        "scheduled": True,
     }
+    assert deployment.parameters == {"scheduled": True}
     assert deployment.entrypoint == "flows/retrain.py:retrain"
     monkeypatch.chdir(ROOT)
     assert load_flow_from_entrypoint(deployment.entrypoint).name == "retrain"

@@ -1,0 +1,309 @@
+"""`forgeline up` and `forgeline down`: a Prefect server, a worker and the deployment, on a single machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from flows.run import QUIET
+from pipeline.doctor import prefect_answers, read_all_params
+from pipeline.errors import FailedError, ForgelineError, UserError, end, of_system
+from pipeline.imageset.files import write_atomically
+from pipeline.running import POOL, UP, RunSettings, read_run_settings
+
+DEPLOYMENT = "retrain/nightly"
+PREFECT_FILE = Path("infra/prefect.yaml")
+_USUAL_PORT = 4200
+_START_SECONDS = 300  # of a busy machine; one that fails ends sooner
+_END_SECONDS = 40  # longer than a stage has to end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A process by its id and by when it began, since ids are used again."""
+
+    pid: int
+    began: float
+
+    def find(self) -> psutil.Process | None:
+        """None where it has ended."""
+        try:
+            found = psutil.Process(self.pid)
+            alive = found.create_time() == self.began and found.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return None
+        return found if alive else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What `up` has started: the API of its server, or of the one that was there, and its processes by name."""
+
+    url: str
+    processes: Mapping[str, Process]
+
+    @classmethod
+    def read(cls, state: Path) -> Standing | None:
+        """None where nothing was started yet."""
+        try:
+            content = json.loads((state / "up.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        processes = {name: Process(**process) for name, process in content["processes"].items()}
+        return cls(url=content["url"], processes=processes)
+
+    def write(self, state: Path) -> None:
+        write_atomically(state / "up.json", json.dumps(asdict(self), indent=1).encode())
+
+
+def up(workspace: Path, say: Callable[[str], None]) -> str:
+    """Start what does not run yet, deploy the flow of `workspace`, and return the URL of the API.
+
+    Raises UserError, before anything starts, when settings or files are not what is needed, FailedError when the
+    server or the worker does not start.
+    """
+    workspace = workspace.resolve()
+    settings = read_run_settings(read_all_params(workspace))
+    if not (workspace / PREFECT_FILE).is_file():
+        raise UserError(f"{workspace / PREFECT_FILE}: is not there; needed the root of a clone of Forgeline")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    _check_cron(settings)
+    state = workspace / UP
+    state.mkdir(parents=True, exist_ok=True)
+    before = Standing.read(state)
+    processes = {name: each for name, each in (before.processes if before else {}).items() if each.find()}
+    standing = Standing(url=before.url if before else "", processes=processes)
+    standing = _serve(standing, PREFECT_API_URL.value(), workspace, say)
+    with temporary_settings({PREFECT_API_URL: standing.url}):
+        _deploy(workspace, standing.url, settings, say)
+        _work(standing, workspace, say)
+    return standing.url
+
+
+def down(workspace: Path, say: Callable[[str], None]) -> None:
+    """End the worker, with the runs that it is at, and then the server, each only where `up` has started it."""
+    state = workspace.resolve() / UP
+    standing = Standing.read(state)
+    running = {
+        name: found for name, process in (standing.processes if standing else {}).items() if (found := process.find())
+    }
+    for name in ("worker", "server"):
+        if name in running:
+            for run in running[name].children() if name == "worker" else ():
+                _end(run)  # before its worker, which forgets it, and before the server, which it tells
+            _end(running[name])
+            say(f"{name}: ended")
+    if standing:
+        Standing(url=standing.url, processes={}).write(state)  # the next server takes the same port
+    if not running:
+        say("nothing that 'forgeline up' started here runs")
+
+
+def _check_cron(settings: RunSettings) -> None:
+    from prefect.client.schemas.schedules import CronSchedule
+
+    if settings.cron is None:
+        return
+    try:
+        CronSchedule(cron=settings.cron, timezone=settings.timezone)
+    except ValueError:
+        raise UserError(
+            f"params.yaml: run.cron is '{settings.cron}' in the time zone '{settings.timezone}'; needed five fields "
+            "such as '0 2 * * *', and a zone such as UTC or Europe/Berlin"
+        ) from None
+
+
+def _serve(standing: Standing, configured: str | None, workspace: Path, say: Callable[[str], None]) -> Standing:
+    """Standing with a server that answers: the one of PREFECT_API_URL, the one of an earlier `up`, or a new one."""
+    if "server" in standing.processes and prefect_answers(standing.url):
+        say(f"server: runs already, its page is {_page(standing.url)}")
+        return standing
+    if configured and configured != standing.url:
+        if standing.processes:
+            raise UserError(
+                f"PREFECT_API_URL: is {configured}, but what 'forgeline up' started here is for {standing.url}; needed "
+                "that one, or 'forgeline down' first"
+            )
+        if not prefect_answers(configured):
+            raise FailedError(
+                f"PREFECT_API_URL: nobody answers at {configured}; needed a server there, or no PREFECT_API_URL, and "
+                "'forgeline up' starts one"
+            )
+        say(f"server: that of PREFECT_API_URL, its page is {_page(configured)}")
+        return Standing(url=configured, processes={})
+    if configured and "server" not in standing.processes and prefect_answers(configured):
+        return standing
+    port = _free_port(standing.url)
+    url = f"http://127.0.0.1:{port}/api"
+    if "worker" in standing.processes and url != standing.url and (worker := standing.processes["worker"].find()):
+        _end(worker)  # of a server that is gone
+        standing = Standing(url=url, processes={})
+    command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    process = _start(
+        "server", command, workspace, {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_API_URL": url}
+    )
+    standing = Standing(url=url, processes={**standing.processes, "server": _identity(process)})
+    standing.write(workspace / UP)
+    _wait(process, workspace / UP / "server.log", lambda: prefect_answers(url), "the Prefect server")
+    say(f"server: started, its page is {_page(url)}")
+    return standing
+
+
+def _deploy(workspace: Path, url: str, settings: RunSettings, say: Callable[[str], None]) -> None:
+    """The work pool, and what infra/prefect.yaml deploys into it, with the schedule of params.yaml."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.schedules import CronSchedule
+
+    from flows.telling import SILENT_SECONDS, WEBHOOK, automate, notification_block
+
+    with get_client(sync_client=True) as client:
+        if POOL not in {pool.name for pool in client.read_work_pools()}:
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+        command = [
+            sys.executable,
+            "-m",
+            "prefect",
+            "--no-prompt",
+            "deploy",
+            "--prefect-file",
+            str(PREFECT_FILE),
+            "--all",
+        ]
+        environment = os.environ | {"PREFECT_API_URL": url}
+        told = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True)
+        if told.returncode:
+            lines = [line.strip(" │╭╰─╮╯") for line in (told.stdout + told.stderr).splitlines()]
+            raise FailedError(f"{PREFECT_FILE}: cannot be deployed: {([*filter(None, lines)] or ['no word'])[-1]}")
+        deployment = client.read_deployment_by_name(DEPLOYMENT)
+        schedule = CronSchedule(cron=settings.cron, timezone=settings.timezone) if settings.cron else None
+        for each in deployment.schedules:
+            client.update_deployment_schedule(deployment.id, each.id, active=bool(schedule), schedule=schedule)
+        block = notification_block(settings.notify)
+        automate(client, deployment.id, block, silent_seconds=SILENT_SECONDS)
+    when = f"runs at '{settings.cron}' {settings.timezone}" if settings.cron else "no schedule, as run.cron names none"
+    say(f"deployment: {DEPLOYMENT}, {when}")
+    nobody = f"nobody: run.notify names no block, and {WEBHOOK} no webhook"
+    say(f"told of the end of runs: {(settings.notify or 'the webhook of $' + WEBHOOK) if block else nobody}")
+
+
+def _work(standing: Standing, workspace: Path, say: Callable[[str], None]) -> None:
+    """A worker that is online, started where there is none of ours."""
+    if "worker" in standing.processes:
+        standing.write(workspace / UP)
+        say("worker: runs already")
+        return
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    command = ["worker", "start", "--pool", POOL, "--name", name]
+    process = _start("worker", command, workspace, {"PREFECT_API_URL": standing.url})
+    Standing(url=standing.url, processes={**standing.processes, "worker": _identity(process)}).write(workspace / UP)
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+
+        def online() -> bool:
+            workers = client.read_workers_for_work_pool(POOL)
+            return any(worker.name == name and worker.status == "ONLINE" for worker in workers)
+
+        _wait(process, workspace / UP / "worker.log", online, "the worker")
+    say(f"worker: started, for the pool '{POOL}'")
+
+
+def _start(name: str, command: list[str], workspace: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A process of Prefect that outlives this one; what it says goes to a log."""
+    with (workspace / UP / f"{name}.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "prefect", *command],
+            cwd=workspace,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _identity(process: subprocess.Popen[bytes]) -> Process:
+    return Process(pid=process.pid, began=psutil.Process(process.pid).create_time())
+
+
+def _wait(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is None:
+                _end(psutil.Process(process.pid))
+            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            raise FailedError(f"{what} did not start: {(lines or ['it said nothing'])[-1].strip()}; see {log}")
+        time.sleep(0.2)
+
+
+def _end(process: psutil.Process) -> None:
+    """SIGTERM, and after a while SIGKILL to it and to what it has started."""
+    try:
+        family = [process, *process.children(recursive=True)]
+        process.terminate()
+    except psutil.NoSuchProcess:
+        return
+    _, left = psutil.wait_procs(family, timeout=_END_SECONDS)
+    for each in left:
+        try:
+            each.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(left, timeout=_END_SECONDS)
+
+
+def _free_port(url: str) -> int:
+    """The port that `up` used before, else Prefect's usual one, else any."""
+    before = int(url.rsplit(":", 1)[1].partition("/")[0]) if url.startswith("http://127.0.0.1:") else _USUAL_PORT
+    for port in (before, _USUAL_PORT, 0):
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(listener.getsockname()[1])
+    raise AssertionError("the system gives a free port")
+
+
+def _page(url: str) -> str:
+    return url.removesuffix("/api")
+
+
+def main() -> None:
+    """Exit status: 0 done, 1 failed, 2 the user's words are off."""
+    parser = argparse.ArgumentParser(prog="forgeline")
+    parser.add_argument("what", choices=["up", "down"])
+    what = parser.parse_args().what
+    try:
+        if what == "down":
+            down(Path.cwd(), print)
+            return
+        url = up(Path.cwd(), print)
+        print(f"for commands of yours: export PREFECT_API_URL={url}\nnow: prefect deployment run {DEPLOYMENT}")
+    except ForgelineError as error:
+        end(str(error), error.exit_status)
+    except OSError as error:
+        failed = of_system(error)
+        end(str(failed), failed.exit_status)
+    except KeyboardInterrupt:
+        end("interrupted", 130)
+
+
+if __name__ == "__main__":
+    main()

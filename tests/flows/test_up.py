@@ -1,0 +1,260 @@
+"""`forgeline up` and `down` as their own processes: a real server and worker on loopback, a workspace of one stage.
+
+The tests share them and build on each other, in the order in which they stand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.events import emit_event
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Running, Scheduled
+
+from flows.telling import automate
+from flows.up import Standing
+from pipeline.running import UP
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 300  # on a busy machine
+
+STAGES = (
+    "stages:\n  one: {cmd: 'if test -e wait; then echo $$ > pid; sleep 600; fi; echo > one.txt', outs: [one.txt]}\n"
+)
+
+
+class Machine:
+    """A workspace, and `forgeline` in it."""
+
+    def __init__(self, folder: Path, home: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")},
+            "PREFECT_HOME": str(home),
+            "COLUMNS": "200",
+        }
+
+    def forgeline(self, *words: str, status: int = 0) -> str:
+        ended = subprocess.run(
+            [sys.executable, "-m", "pipeline", *words],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert ended.returncode == status, ended.stdout
+        assert "Traceback" not in ended.stdout
+        return ended.stdout
+
+    def standing(self) -> Standing:
+        found = Standing.read(self.folder / UP)
+        assert found is not None
+        return found
+
+    def processes(self) -> dict[str, psutil.Process | None]:
+        return {name: process.find() for name, process in self.standing().processes.items()}
+
+    def set(self, run: dict[str, Any]) -> None:
+        """The section `run` of params.yaml."""
+        (self.folder / "params.yaml").write_text(f"publish: {{url: null, name: toy}}\nrun: {json.dumps(run)}\n")
+
+
+@pytest.fixture(scope="module")
+def machine(
+    empty_repository: Path, prefect_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
+    folder = tmp_path_factory.mktemp("machine") / "workspace"
+    shutil.copytree(empty_repository, folder)
+    (folder / "dvc.yaml").write_text(STAGES)
+    shutil.copytree(ROOT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "infra").mkdir()
+    shutil.copy(ROOT / "infra/prefect.yaml", folder / "infra")
+    home = tmp_path_factory.mktemp("home")
+    shutil.copy(prefect_database, home)
+    found = Machine(folder, home)
+    found.set({"cron": "0 3 * * 1", "timezone": "Europe/Berlin"})
+    yield found
+    for process in found.processes().values() if (folder / UP).exists() else ():
+        if process:
+            process.kill()
+
+
+class Hook:
+    """A webhook on loopback that keeps what it is told."""
+
+    def __init__(self) -> None:
+        texts = self.texts = list[str]()
+
+        class Takes(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                texts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = HTTPServer(("127.0.0.1", 0), Takes)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/marked-hook"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def heard(self, run: str) -> str | None:
+        return next((text for text in self.texts if run in text), None)
+
+    def told(self, run: str) -> str:
+        """What it was told of the run, as soon as it was."""
+        return wait_for(lambda: self.heard(run))
+
+
+@pytest.fixture(scope="module")
+def hook() -> Iterator[Hook]:
+    found = Hook()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+
+
+@pytest.fixture
+def client(machine: Machine) -> Iterator[SyncPrefectClient]:
+    with temporary_settings({PREFECT_API_URL: machine.standing().url}), get_client(sync_client=True) as client:
+        yield client
+
+
+def wait_for(find: Callable[[], T | None]) -> T:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (found := find()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    return found
+
+
+def ended(client: SyncPrefectClient, run: UUID) -> FlowRun:
+    def find() -> FlowRun | None:
+        found = client.read_flow_run(run)
+        return found if found.state and found.state.is_final() else None
+
+    return wait_for(find)
+
+
+def test_what_is_wrong_is_told_before_anything_starts(machine: Machine) -> None:
+    machine.set({"cron": "at night"})
+    assert machine.forgeline("up", status=2) == (
+        "forgeline: params.yaml: run.cron is 'at night' in the time zone 'UTC'; needed five fields such as "
+        "'0 2 * * *', and a zone such as UTC or Europe/Berlin\n"
+    )
+    machine.set({"crom": "0 3 * * 1"})
+    assert "run.crom is not a setting; did you mean 'cron'?" in machine.forgeline("up", status=2)
+    assert not (machine.folder / UP).exists()
+    assert machine.forgeline("down") == "nothing that 'forgeline up' started here runs\n"
+    machine.set({"cron": "0 3 * * 1", "timezone": "Europe/Berlin"})
+
+
+def test_up_starts_server_worker_and_deployment_and_says_where(machine: Machine) -> None:
+    told = machine.forgeline("up")
+    page = machine.standing().url.removesuffix("/api")
+    assert f"server: started, its page is {page}\n" in told
+    assert "deployment: retrain/nightly, runs at '0 3 * * 1' Europe/Berlin\n" in told
+    assert "worker: started, for the pool 'forgeline'\n" in told
+    assert None not in machine.processes().values()
+
+
+def test_up_again_changes_nothing_but_what_params_yaml_says_by_now(machine: Machine, client: SyncPrefectClient) -> None:
+    before = machine.standing()
+    deployment = client.read_deployment_by_name("retrain/nightly")
+    assert [(each.schedule.cron, each.active) for each in deployment.schedules] == [("0 3 * * 1", True)]
+    machine.set({})
+    told = machine.forgeline("up")
+    assert re.findall(r"^(\w+): (?:runs already|retrain/nightly, no schedule)", told, re.MULTILINE) == [
+        "server",
+        "deployment",
+        "worker",
+    ]
+    assert machine.standing() == before
+    again = client.read_deployment_by_name("retrain/nightly")
+    assert again.id == deployment.id
+    assert [each.active for each in again.schedules] == [False]
+
+
+def test_late_runs_do_not_pile_up(machine: Machine, client: SyncPrefectClient) -> None:
+    (machine.folder / "wait").touch()
+    deployment = client.read_deployment_by_name("retrain/nightly")
+    yesterday = Scheduled(scheduled_time=datetime.now(UTC) - timedelta(days=1))
+    runs = [client.create_flow_run_from_deployment(deployment.id, state=yesterday).id for _ in range(3)]
+
+    def two_are_cancelled() -> list[UUID] | None:
+        names = {run: client.read_flow_run(run).state_name for run in runs}
+        running = [run for run, name in names.items() if name == "Running"]
+        return running if sorted(names.values()) == ["Cancelled", "Cancelled", "Running"] else None
+
+    (running,) = wait_for(two_are_cancelled)
+    wait_for(lambda: True if (machine.folder / "pid").exists() else None)
+    assert client.read_flow_run(running).deployment_id == deployment.id
+
+
+def test_down_ends_the_run_the_worker_and_the_server_and_the_run_is_not_left_running(machine: Machine) -> None:
+    stage = psutil.Process(int((machine.folder / "pid").read_text()))
+    processes = [process for process in machine.processes().values() if process]
+    assert machine.forgeline("down") == "worker: ended\nserver: ended\n"
+    assert psutil.wait_procs([stage, *processes], timeout=10)[1] == []
+    assert machine.forgeline("down") == "nothing that 'forgeline up' started here runs\n"
+    (machine.folder / "wait").unlink()
+
+
+def test_up_after_down_has_the_same_page_and_history_and_says_who_is_told(machine: Machine, hook: Hook) -> None:
+    page = machine.standing().url
+    machine.environment["FORGELINE_WEBHOOK"] = hook.url
+    told = machine.forgeline("up")
+    assert machine.standing().url == page
+    assert "told of the end of runs: the webhook of $FORGELINE_WEBHOOK" in told
+    assert hook.url not in told
+
+
+def test_success_is_told(machine: Machine, client: SyncPrefectClient, hook: Hook) -> None:
+    assert [run.name for run in client.read_flow_runs() if run.state_name in ("Running", "Cancelling")] == []
+    deployment = client.read_deployment_by_name("retrain/nightly")
+    run = client.create_flow_run_from_deployment(deployment.id)
+    assert ended(client, run.id).state_name == "Completed"
+    assert (machine.folder / "one.txt").exists()
+    assert hook.told(run.name).startswith(f"Forgeline: done\nretrain {run.name}: publish.url names no place\n")
+
+
+def test_a_run_that_is_silent_is_ended_and_told_of(machine: Machine, client: SyncPrefectClient, hook: Hook) -> None:
+    deployment = client.read_deployment_by_name("retrain/nightly")
+    (told,) = client.read_automations_by_name("forgeline: failed")
+    automate(client, deployment.id, told.actions[0].block_document_id, silent_seconds=10)
+    run = client.create_flow_run_from_deployment(deployment.id, state=Running())  # of a machine that is then gone
+    emit_event(
+        "prefect.flow-run.heartbeat",
+        resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"},
+        related=[{"prefect.resource.id": f"prefect.deployment.{deployment.id}", "prefect.resource.role": "deployment"}],
+    )
+    state = ended(client, run.id).state
+    assert state is not None
+    assert (state.name, state.message) == ("Crashed", "silent for 10 seconds: its machine or its process is gone")
+    assert hook.told(run.name).startswith("Forgeline: failed\n")
+
+
+def test_the_address_of_the_webhook_is_in_no_log_and_not_readable_in_the_database(machine: Machine, hook: Hook) -> None:
+    machine.forgeline("down")
+    home = Path(machine.environment["PREFECT_HOME"])
+    files = [path for root in (machine.folder, home) for path in root.rglob("*") if path.is_file()]
+    assert [path for path in files if b"marked-hook" in path.read_bytes()] == []
