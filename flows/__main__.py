@@ -50,7 +50,7 @@ def _show(workspace: Path, result: RunResult) -> None:
     for table in summary(workspace):
         console.print(table, end="\n\n")
     if result.published:
-        console.print(f"release: {result.published.url}", soft_wrap=True)
+        console.print(f"{'kept' if result.refusal else 'release'}: {result.published.url}", soft_wrap=True)
     docs = {f"Data Docs, {which}": paths.VALIDATION / which / "docs" / "index.html" for which in ("real", "synthetic")}
     for name, path in {"report": REPORT, "samples": SAMPLES, **docs}.items():
         if (workspace / path).is_file():

@@ -44,7 +44,7 @@ class Demand:
 
     @property
     def sentence(self) -> str:
-        return f"{self.what} is {self.found}, needed {self.needed}"
+        return f"{self.what}: {self.found}, needed {self.needed}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,14 +119,14 @@ def test_what_is_good_passes_where_nothing_was_published_yet(workspace: Path, tm
             "out/validation/synthetic/report.json",
             {"success": False, "expectations": {"evaluated": 9, "failed": 2}},
             Gate(),
-            "validation, synthetic is 7 of 9 expectations hold, needed all",
+            "validation, synthetic: 7 of 9 expectations hold, needed all",
         ),
         (
             "out/evaluation/synthetic/metrics.json",
             {"memorization": {"copies": 3, "nearer_than_percentile_1": 0.25}},
             Gate(),
-            "exact copies of training images is 3, needed at most 0; "
-            "share of near copies of training images is 0.25, needed at most 0.02",
+            "exact copies of training images: 3, needed at most 0; "
+            "share of near copies of training images: 0.25, needed at most 0.02",
         ),
     ],
 )
@@ -142,7 +142,7 @@ def test_what_is_not_good_by_itself_is_refused_and_not_shared(
 def test_the_verdict_of_utility_is_as_demanded(workspace: Path, tmp_path: Path) -> None:
     url = tmp_path / "sets"
     report(workspace, "out/utility/utility.json", {"rows": [{"data": "10 %", "verdict": "harms"}]})
-    assert refusal(workspace, url) == "utility is harms with 10 %, needed not harms"
+    assert refusal(workspace, url) == "utility: harms with 10 %, needed not harms"
     assert refusal(workspace, url, harmful=True) is None
     assert refusal(workspace, url, Gate(utility="any")) is None
     assert "needed helps" in (refusal(workspace, url, Gate(utility="helps"), harmful=True) or "")
@@ -163,7 +163,7 @@ def test_a_champion_that_is_better_on_the_images_of_today_stays(workspace: Path,
     verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False)
     write_set(paths.SYNTHETIC / paths.IMAGESET, {"train": bars(600, 3)}, synthetic=True)
     assert verdict.refusal is not None
-    assert verdict.refusal.startswith("fidelity.fid is ")
+    assert verdict.refusal.startswith("fidelity.fid: ")
     assert f"of bars@{version} by more than" in verdict.refusal
     assert verdict.shareable
 

@@ -18,7 +18,7 @@ from pipeline.delivery.settings import PublishSettings
 from pipeline.errors import UserError
 from pipeline.imageset import Row, write_imageset
 
-REASON = "fidelity.fid is 0.9, needed not worse than 0.1 of toy@ab by more than 0.01"
+REASON = "fidelity.fid: 0.9, needed not worse than 0.1 of toy@ab by more than 0.01"
 INTERVAL = {"mean": -3.0, "low": -4.0, "high": -2.0}
 REPORTS: dict[str, Any] = {
     "synthetic/report.json": {"drawn": 9, "kept": 9, "dropped": {}, "params": {"seed": 3, "spread": 1.0}},
