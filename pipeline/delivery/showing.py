@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from rich.console import Console, Group
-from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
@@ -54,6 +53,8 @@ def releases_json(releases: Iterable[ReleaseInfo]) -> str:
 
 def card_text(version: Version) -> Group:
     """The card of a version. Raises FailedError when it has none."""
+    from rich.markdown import Markdown  # brings a parser and highlighting, which a table does without
+
     data = version.read(CARD)
     if data is None:
         raise FailedError(f"{version.store.url}: {version.name} has no {CARD}")
@@ -62,7 +63,7 @@ def card_text(version: Version) -> Group:
     if version.yank is None:
         return Group(body)
     yank = version.yank
-    return Group(Text.assemble((f"Yanked on {yank.since[:10]}: ", "red"), _plain(yank.why)), body)
+    return Group(Text.assemble((f"Yanked on {_plain(yank.since[:10])}: ", "red"), _plain(yank.why)), body)
 
 
 def history_table(pointers: Iterable[Pointer]) -> Table:
