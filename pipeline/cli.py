@@ -307,8 +307,9 @@ def verify(target: str) -> None:
     """Check every byte and every image of a pulled folder or of a release (URL/NAME[@VERSION])."""
     from pipeline.delivery import verify as check
 
-    manifest = check(target)
-    click.echo(f"{target}: {manifest.name}@{manifest.version}, {manifest.images:,} images, all as published")
+    found = check(target)
+    end = "all as published" if found.whole else "every file as it was pulled"
+    click.echo(f"{target}: {found.name}@{found.version}, {found.images:,} images, {end}")
 
 
 @forgeline.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pipeline.delivery import rowgroups
 from pipeline.delivery.card import GRID, card
 from pipeline.delivery.croissant import croissant
 from pipeline.delivery.description import Description, Lineage
+from pipeline.delivery.fetching import Tally
 from pipeline.delivery.manifest import (
     CARD,
     CHECKSUMS,
@@ -34,7 +34,6 @@ from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import sha256_file
 from pipeline.imageset.layout import IMAGESET_JSON
-from pipeline.progress import progress
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -138,15 +137,19 @@ class _Draft:
             return
         images = self.images
         sources: dict[str, bytes | Path] = {shard.path: images.root / shard.path for shard in images.shards}
-        sources |= {IMAGESET_JSON: images.root / IMAGESET_JSON, **documents, **self._descriptions()}
         fixed = {shard.path: shard.sha256 for shard in images.shards}
+        sizes = {shard.path: shard.bytes for shard in images.shards}
+        small = {IMAGESET_JSON: (images.root / IMAGESET_JSON).read_bytes(), **documents, **self._descriptions()}
+        sources |= small
+        sizes |= {path: len(data) for path, data in small.items()}
+        tally = Tally(f"publishing {self.name}@{self.version}", sum(sizes.values()))
 
         def settle(path: str) -> tuple[str, str]:
-            return path, _settle(self.store, self.key(path), sources[path], there, fixed.get(path))
+            settled = _settle(self.store, self.key(path), sources[path], there, fixed.get(path))
+            tally.add(sizes[path])
+            return path, settled
 
-        settling = in_parallel(settle, sources, threading.Event())
-        settled = progress(settling, f"publishing {self.name}@{self.version}", len(sources), "files")
-        lines = [f"{sha256}  {path}\n" for path, sha256 in sorted(settled)]
+        lines = [f"{sha256}  {path}\n" for path, sha256 in sorted(in_parallel(settle, sources, tally.stopped))]
         # Created after all that it lists: whoever wins, where two publish this set with other documents at the same
         # time, it lists what is there, and the manifest follows it.
         self.store.create(self.key(CHECKSUMS), "".join(lines).encode())

@@ -15,6 +15,8 @@ import pytest
 from pipeline.delivery import open_store, publish, pull, verify
 from pipeline.delivery.keeping import promote
 from pipeline.delivery.manifest import to_json
+from pipeline.delivery.pulling import Verified
+from pipeline.delivery.selecting import Selection
 from pipeline.delivery.stores import MAX_BYTES
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet
@@ -261,6 +263,25 @@ def test_a_manifest_over_other_images_is_noticed(tmp_path: Path, images, make_im
     (found / "manifest.json").write_bytes(to_json(content))
     with pytest.raises(FailedError, match="is of another set than the images beside it"):
         verify(str(found))
+
+
+@on_a_folder
+@pytest.mark.parametrize("layout", ["parquet", "imagefolder", "webdataset"])
+def test_a_selection_is_verified_in_any_layout(url: str, version: str, images, tmp_path: Path, layout: str) -> None:
+    dest = pull(f"{url}/digits", tmp_path / "dest", layout=layout, selection=Selection(classes=("one",)))
+    assert verify(str(dest)) == Verified(name="digits", version=version, images=8, whole=False)
+    subprocess.run(["sha256sum", "--strict", "--quiet", "-c", "SHA256SUMS"], cwd=dest, check=True)
+    image = min(path for path in dest.rglob("*") if path.suffix in (".parquet", ".png", ".tar"))
+    image.write_bytes(flipped(image.read_bytes()))
+    (dest / "more.txt").write_text("mine")
+    (dest / "RELEASE.md").unlink()
+    with pytest.raises(FailedError) as caught:
+        verify(str(dest))
+    for said in (f"{image.name} has another sha256", "more.txt is not in SHA256SUMS", "RELEASE.md is missing"):
+        assert said in str(caught.value)
+    (dest / "SHA256SUMS").write_text("")
+    with pytest.raises(FailedError, match="SHA256SUMS: does not say of which release it is"):
+        verify(str(dest))
 
 
 def test_what_was_never_pulled_cannot_be_verified(tmp_path: Path) -> None:
