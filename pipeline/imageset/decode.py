@@ -22,6 +22,8 @@ from pipeline.imageset import png
 from pipeline.imageset.files import atomic_file
 from pipeline.imageset.layout import batch_images
 
+_SLACK = 16 << 20  # bytes: names and numbers of many rows pack well
+
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
@@ -34,12 +36,18 @@ def reading(path: Path) -> Iterator[None]:
         raise FailedError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())})") from None
 
 
+def check_unpacked(parquet: pq.ParquetFile, group: int, size: int) -> None:
+    """Raise ArrowInvalid where a row group of `size` bytes unpacks to much more: PNG is compressed already."""
+    unpacked = parquet.metadata.row_group(group).total_byte_size
+    if unpacked > 4 * size + _SLACK:
+        raise pa.ArrowInvalid(f"row group {group} unpacks from {size:,} bytes to {unpacked:,}")
+
+
 def decode_shard(path: Path, shape: tuple[int, int, int]) -> Iterator[NDArray[np.uint8]]:
     """The images of one shard in batches, uint8 (n, C, H, W), in row order. Raises FailedError that names the row."""
     row = 0
     with reading(path), pq.ParquetFile(path) as parquet, png.threads() as pool:
-        for batch in parquet.iter_batches(batch_images(shape), columns=["image.bytes"]):
-            encoded: list[bytes] = batch.column("image").field("bytes").fill_null(b"").to_pylist()
+        for encoded in _encoded(parquet, batch_images(shape), path.stat().st_size):
             pixels = np.empty((len(encoded), *shape), np.uint8)
             results = pool.map(partial(png.decode, shape=shape), encoded)
             for image in pixels:
@@ -49,6 +57,14 @@ def decode_shard(path: Path, shape: tuple[int, int, int]) -> Iterator[NDArray[np
                     raise FailedError(f"{path}: the image in row {row} {error}") from None
                 row += 1
             yield pixels
+
+
+def _encoded(parquet: pq.ParquetFile, batch: int, size: int) -> Iterator[list[bytes]]:
+    """PNG bytes of at most `batch` images at a time. Group by group: pyarrow keeps what one call has read."""
+    for group in range(parquet.num_row_groups):
+        check_unpacked(parquet, group, size)
+        for rows in parquet.iter_batches(batch, row_groups=[group], columns=["image.bytes"]):
+            yield rows.column("image").field("bytes").fill_null(b"").to_pylist()
 
 
 def decoded(key: str, shape: tuple[int, ...], batches: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:

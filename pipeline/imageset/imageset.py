@@ -84,7 +84,7 @@ class ImageSet:
         if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
             raise ValueError(f"image_size is {self.image_size}; needed 1 to {MAX_IMAGE_SIZE}")
         if not _HEX.fullmatch(self.fingerprint):
-            raise ValueError(f"fingerprint is '{self.fingerprint}'; needed a hex sha256")
+            raise ValueError(f"fingerprint is {self.fingerprint!r:.99}; needed a hex sha256")
         if not self.counts or not set(self.counts) <= set(SPLITS):
             raise ValueError(f"counts has the splits {list(self.counts)}; needed some of {', '.join(SPLITS)}")
         for split, counts in self.counts.items():
@@ -118,12 +118,11 @@ class ImageSet:
             raise UserError(f"{path}: is not JSON; needed what ImageSets are written with") from None
         version = content.get("schema_version") if isinstance(content, dict) else None
         if version != SCHEMA_VERSION:
-            raise UserError(f"{path}: schema_version is {version}; needed {SCHEMA_VERSION}")
+            raise UserError(f"{path}: schema_version is {version!r:.99}; needed {SCHEMA_VERSION}")
         for key in sorted(content.keys() | _JSON.keys()):
             if key not in content or key not in _JSON:
-                raise UserError(
-                    f"{path}: {key} is {'missing' if key in _JSON else 'not known'}; needed {sorted(_JSON)}"
-                )
+                said = f"{key} is missing" if key in _JSON else f"{key!r:.99} is not known"
+                raise UserError(f"{path}: {said}; needed {sorted(_JSON)}")
             spec, words = _JSON[key]
             if not _fits(content[key], spec):
                 raise UserError(f"{path}: {key} is {reprlib.repr(content[key])}; needed {words}")
@@ -180,12 +179,19 @@ class ImageSet:
         for shard in self.shards:
             self._check_bytes(shard)
         schema = self.schema
-        rows = [row for shard in self.shards for row in self._check_rows(shard, schema)]
-        counts = Counter((split, label) for split, label, _ in rows)
+        counts: Counter[tuple[str, int]] = Counter()
+
+        def rows() -> Iterator[tuple[str, int, str]]:
+            for shard in self.shards:
+                for row in self._check_rows(shard, schema):
+                    counts[row[:2]] += 1
+                    yield row
+
+        pixels = fingerprint(schema, self.classes, rows())
         for split, needed in self.counts.items():
             if (found := tuple(counts[split, label] for label in range(len(needed)))) != needed:
                 raise FailedError(f"{self.root / IMAGESET_JSON}: counts.{split} is {needed}; its shards hold {found}")
-        if (pixels := fingerprint(schema, self.classes, rows)) != self.fingerprint:
+        if pixels != self.fingerprint:
             raise FailedError(
                 f"{self.root / IMAGESET_JSON}: fingerprint is {self.fingerprint}; its images give {pixels}"
             )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import mmap
+import os
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, islice
@@ -30,7 +32,7 @@ from pipeline.imageset.layout import (
     shard_schema,
 )
 
-_Index = list[tuple[str, int, str]]  # what stays in memory of each row: split, label, content hash
+_DIGEST = 32  # bytes of a content hash
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
 
@@ -76,10 +78,12 @@ def write_imageset(
     kinds = _check_first(first)
     schema = shard_schema(classes, kinds, synthetic=synthetic, generator=generator)
     with atomic_folder(root) as folder:
-        spool = folder / "spool.arrow"
-        index = _spool(spool, chain([first], rows), first, schema, len(classes))
-        counts = Counter((split, label) for split, label, _ in index)
-        plan = [shard for split in SPLITS for shard in _plan(index, split, shard_images)]
+        spool, hashes = folder / "spool.arrow", folder / "spool.hashes"
+        index = _spool(spool, hashes, chain([first], rows), first, schema, len(classes))
+        counts = {
+            split: np.bincount(index.labels[members], minlength=len(classes)) for split, members in index.by_split()
+        }
+        plan = [(split, shard) for split, members in index.by_split() for shard in _plan(index, members, shard_images)]
         imageset = ImageSet(
             root=root,
             classes=tuple(classes),
@@ -89,26 +93,43 @@ def write_imageset(
             source=dict(source),
             synthetic=synthetic,
             generator=None if generator is None else dict(generator),
-            fingerprint=fingerprint(
-                schema, classes, (index[row] for shard in plan for group in shard for row in group)
-            ),
-            counts={
-                split: tuple(counts[split, label] for label in range(len(classes)))
-                for split in SPLITS
-                if any(found == split for found, _ in counts)
-            },
-            shards=tuple(_write_shards(folder, spool, index, plan, schema)),
+            fingerprint=fingerprint(schema, classes, _contents(hashes, index, plan)),
+            counts={split: tuple(found.tolist()) for split, found in counts.items()},
+            shards=tuple(_write_shards(folder, spool, plan, schema)),
         )
         spool.unlink()
+        hashes.unlink()
         (folder / IMAGESET_JSON).write_bytes(imageset.to_json())
     return imageset
 
 
-def _spool(path: Path, rows: Iterator[Row], first: Row, schema: pa.Schema, classes: int) -> _Index:
+@dataclass(frozen=True, kw_only=True)
+class _Index:
+    """What stays in memory of each spooled row: the place of its split in SPLITS, and its label."""
+
+    splits: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+
+    def by_split(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """The rows of each split that has some."""
+        for place, split in enumerate(SPLITS):
+            if len(rows := np.flatnonzero(self.splits == place)):
+                yield split, rows
+
+
+_Plan = list[tuple[str, list[NDArray[np.int64]]]]  # of each shard its split and the rows of each of its row groups
+
+
+def _spool(path: Path, hashes: Path, rows: Iterator[Row], first: Row, schema: pa.Schema, classes: int) -> _Index:
     """Encode the rows into one file as they come, for their place in the shards is known only when all are counted."""
-    index: _Index = []
+    splits, labels = array("B"), array("i")
     size = batch_images(first.image.shape)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer, png.threads() as pool:
+    with (
+        pa.OSFile(str(path), "wb") as file,
+        pa.ipc.new_file(file, schema) as writer,
+        hashes.open("wb") as digests,
+        png.threads() as pool,
+    ):
 
         def spool(batch: list[Row]) -> None:
             for row in batch:
@@ -122,12 +143,24 @@ def _spool(path: Path, rows: Iterator[Row], first: Row, schema: pa.Schema, class
             ]
             arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
-            index.extend((row.split, int(row.label), content) for row, content in zip(batch, contents, strict=True))
+            for row, content in zip(batch, contents, strict=True):
+                splits.append(SPLITS.index(row.split))
+                labels.append(row.label)
+                digests.write(bytes.fromhex(content))
 
         while batch := list(islice(rows, size)):
             spool(batch)
             batch.clear()  # or it would live until the next one is whole
-    return index
+    return _Index(splits=np.frombuffer(splits, np.uint8), labels=np.frombuffer(labels, np.int32))
+
+
+def _contents(hashes: Path, index: _Index, plan: _Plan) -> Iterator[tuple[str, int, str]]:
+    """Split, label and content hash of each row, in the order of the shards."""
+    with hashes.open("rb") as file:
+        for split, groups in plan:
+            for group in groups:
+                for row, label in zip(group.tolist(), index.labels[group].tolist(), strict=True):
+                    yield split, label, os.pread(file.fileno(), _DIGEST, row * _DIGEST).hex()
 
 
 def _check_first(row: Row) -> dict[str, pa.DataType]:
@@ -161,33 +194,30 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _plan(index: _Index, split: str, shard_images: int) -> list[list[list[int]]]:
-    """The rows of `split` as shards of row groups of rows: each group of one class, the classes spread evenly."""
-    by_class: dict[int, list[int]] = {}
-    for row, (found, label, _) in enumerate(index):
-        if found == split:
-            by_class.setdefault(label, []).append(row)
+def _plan(index: _Index, rows: NDArray[np.int64], shard_images: int) -> list[list[NDArray[np.int64]]]:
+    """The `rows` of a split as shards of row groups of rows: each group of one class, the classes spread evenly."""
+    labels = index.labels[rows]
     groups = []
-    for label, members in by_class.items():
+    for label in np.unique(labels).tolist():
+        members = rows[labels == label]
         parts = np.array_split(members, -(-len(members) // min(ROW_GROUP_IMAGES, shard_images)))
-        groups += [((place + 0.5) / len(parts), label, part.tolist()) for place, part in enumerate(parts)]
-    groups.sort()
+        groups += [((place + 0.5) / len(parts), label, part) for place, part in enumerate(parts)]
+    groups.sort(key=lambda group: group[:2])
     starts = accumulate((len(group) for *_, group in groups), initial=0)
-    total = sum(map(len, by_class.values()))
-    count = -(-total // shard_images)
-    shards: dict[int, list[list[int]]] = {}
+    count = -(-len(rows) // shard_images)
+    shards: dict[int, list[NDArray[np.int64]]] = {}
     for start, (*_, group) in zip(starts, groups, strict=False):
-        shards.setdefault((2 * start + len(group)) * count // (2 * total), []).append(group)  # by its middle row
+        shards.setdefault((2 * start + len(group)) * count // (2 * len(rows)), []).append(group)  # by its middle row
     return list(shards.values())
 
 
-def _write_shards(
-    folder: Path, spool: Path, index: _Index, plan: list[list[list[int]]], schema: pa.Schema
-) -> Iterator[Shard]:
-    splits = [index[groups[0][0]][0] for groups in plan]
+def _write_shards(folder: Path, spool: Path, plan: _Plan, schema: pa.Schema) -> Iterator[Shard]:
+    splits = [split for split, _ in plan]
     others = ["image.path", *schema.names[1:]]
-    with pa.memory_map(str(spool)) as file, pa.ipc.open_file(file) as reader:
-        for number, (split, groups) in enumerate(zip(splits, plan, strict=True)):
+    with spool.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed with the last buffer that is in it
+    with pa.ipc.open_file(pa.py_buffer(mapped)) as reader:
+        for number, (split, groups) in enumerate(plan):
             path = folder / shard_name(split, number - splits.index(split), splits.count(split))
             with pq.ParquetWriter(
                 path,
@@ -198,6 +228,7 @@ def _write_shards(
             ) as writer:
                 for group in groups:
                     writer.write_table(_take(reader, group), row_group_size=len(group))
+                    mapped.madvise(mmap.MADV_DONTNEED)  # else all that was read would count as this process's memory
             yield Shard(
                 path=path.name,
                 split=split,
@@ -207,7 +238,7 @@ def _write_shards(
             )
 
 
-def _take(reader: Any, rows: list[int]) -> pa.Table:
+def _take(reader: Any, rows: NDArray[np.int64]) -> pa.Table:
     """The spooled `rows`, ascending. Batch by batch: taking from a table of all would read it into memory."""
     batches, places = np.divmod(rows, reader.get_batch(0).num_rows)
     return pa.Table.from_batches(

@@ -86,7 +86,7 @@ class TestOpen:
         ("change", "sentence"),
         [
             (lambda c: c.pop("classes"), "classes is missing"),
-            (lambda c: c.update(colour="red"), "colour is not known"),
+            (lambda c: c.update(colour="red"), "'colour' is not known"),
             (lambda c: c.update(classes="ant"), "classes is 'ant'; needed a list of names"),
             (lambda c: c.update(classes=["ant", "ant", "bee"]), "classes is .*; needed one or more different names"),
             (lambda c: c.update(channels=4), "channels is 4; needed 1 or 3"),
