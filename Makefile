@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 help:
 	@echo "make demo         the whole pipeline once, on handwritten digits: a release, its grid, its numbers"
 	@echo "make test         the tests"
-	@echo "make bench        how fast training and sampling are here, in a few minutes; wants idle cores"
+	@echo "make bench        how fast training, sampling and delivery are here, in some minutes; wants idle cores"
 	@echo "make lint         ruff, mypy, the import contracts"
 	@echo "make format       ruff's formatting and its safe corrections"
 	@echo "make constraints  compile infra/constraints.txt afresh"
@@ -25,6 +25,7 @@ test: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	python tests/bench/speed.py
+	python tests/bench/delivery.py
 
 lint: $(VENV)/installed-dev
 	ruff check .

@@ -1,7 +1,8 @@
-"""How fast a release is published and pulled here, beside `aws s3 cp`; and streamed, beside `webdataset` where it is.
+"""How fast a release is published, pulled, streamed here, beside `aws s3 cp` and `webdataset`; what readers install.
 
-The store is the one that AWS_ENDPOINT_URL_S3 and the argument s3://bucket/prefix name; MEGABYTES (256) is the set's
-size. Both sides run in turn, three times; what is printed is the fastest of each.
+The store is the one that AWS_ENDPOINT_URL_S3 and the argument s3://bucket/prefix name, without an argument a server of
+moto's in a process beside this one; MEGABYTES (256) is the set's size. Both sides run in turn, three times; what is
+printed is the fastest of each.
 """
 
 from __future__ import annotations
@@ -10,19 +11,23 @@ import importlib.util
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import boto3
 import numpy as np
 
 from pipeline.delivery import Description, Lineage, find, open_release, open_store, publish, pull
 from pipeline.imageset import Row, write_imageset
 
 TIMES, SIZE = 3, 32
+ROOT = Path(__file__).parents[2]
 
 
 def rows(count: int) -> Iterator[Row]:
@@ -47,7 +52,57 @@ def aws(*words: str) -> None:
     subprocess.run(["aws", "s3", "cp", "--recursive", "--only-show-errors", *words], check=True)
 
 
+@contextmanager
+def server() -> Iterator[str]:
+    """s3://… on a server of moto's, which this process and its children find."""
+    keys = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_DEFAULT_REGION": "us-east-1"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ.update(keys, AWS_ENDPOINT_URL_S3=f"http://127.0.0.1:{port}")
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for attempt in range(60):
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                if attempt == 59:
+                    raise
+                time.sleep(1)
+        boto3.session.Session().client("s3").create_bucket(Bucket="bench")
+        yield "s3://bench/sets"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def light() -> None:
+    """What `pip install .` takes of a disk, and how long its commands take to start."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        uv, python = str(Path(sys.executable).with_name("uv")), str(root / "venv" / "bin" / "python")
+        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(root / "venv")], check=True)
+        install = [uv, "pip", "install", "--quiet", "--python", python]
+        subprocess.run([*install, "--constraint", str(ROOT / "infra" / "constraints.txt"), str(ROOT)], check=True)
+        size = sum(path.lstat().st_size for path in (root / "venv").rglob("*") if not path.is_dir())
+        print(f"{'core install':16} {size / 1e6:10,.0f} MB")
+        (root / "store").mkdir()
+        forgeline = str(root / "venv" / "bin" / "forgeline")
+        commands = {"list FOLDER": ["list", str(root / "store")], "pull --help": ["pull", "--help"]}
+        if "AWS_ENDPOINT_URL_S3" in os.environ:
+            commands["list s3://"] = ["list", "s3://bench/none"]
+        for label, words in commands.items():
+            subprocess.run([forgeline, *words], check=True, stdout=subprocess.DEVNULL)  # compiles what it imports
+            seconds = fastest(
+                lambda n, words=words: subprocess.run([forgeline, *words], check=True, stdout=subprocess.DEVNULL)
+            )
+            print(f"{label:16} {seconds:10.2f} seconds to start and end")
+
+
 def main(url: str) -> None:
+    light()
     megabytes = int(os.environ.get("MEGABYTES", "256"))
     lineage = Lineage(
         model="ab" * 32,
@@ -91,13 +146,14 @@ def main(url: str) -> None:
         version = find(f"{url}/noise-0")
         if shutil.which("aws"):
             report("aws s3 cp, down", fastest(lambda n: aws(f"{url}/{version.key('')}", f"{root}/aws-{n}")), megabytes)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # before torch, whose import takes more
+        print(f"{'peak memory':16} {memory / 1000:10,.0f} MB")
         count = sum(images.counts["train"])
         streamed = fastest(lambda n: sum(1 for _ in open_release(f"{url}/noise-0").stream(seed=n)))
         print(f"{'stream':16} {count / streamed:10,.0f} images a second")
         if importlib.util.find_spec("webdataset"):
             pull(f"{url}/noise-0", root / "tars", layout="webdataset")
             print(f"{'webdataset':16} {count / fastest(lambda n: webdataset(root / 'tars')):10,.0f} images a second")
-    print(f"{'peak memory':16} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000:10,.0f} MB")
 
 
 def webdataset(root: Path) -> int:
@@ -114,4 +170,8 @@ def report(what: str, seconds: float, megabytes: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    if sys.argv[1:]:
+        main(sys.argv[1])
+    else:
+        with server() as started:
+            main(started)
