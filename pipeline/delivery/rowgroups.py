@@ -20,8 +20,10 @@ from pipeline.delivery.fetching import Span
 from pipeline.delivery.manifest import SCHEMA_VERSION, Manifest, check_types, parse_json
 from pipeline.errors import FailedError
 from pipeline.imageset import ImageSet, Shard
+from pipeline.imageset.layout import ROW_GROUP_IMAGES
 
 ROWGROUPS = "rowgroups.json"
+_MAX_ROWS = 10 * ROW_GROUP_IMAGES  # a reader holds a group in memory
 CONFIDENCE = "confidence"  # the column of what the filter of `augment` thought of the label
 
 
@@ -102,8 +104,8 @@ def _parse(shard: Shard, content: Mapping[str, object], size: int, classes: int)
             confidence = group.get("confidence")
             if confidence is not None and (type(confidence) is not float or not math.isfinite(confidence)):
                 raise ValueError(f"{shard.path}: groups[{index}].confidence is not a number")
-            if not 0 <= group["label"] < classes or group["rows"] < 1:
-                raise ValueError(f"{shard.path}: groups[{index}] has no class of the set, or no rows")
+            if not 0 <= group["label"] < classes or not 1 <= group["rows"] <= _MAX_ROWS:
+                raise ValueError(f"{shard.path}: groups[{index}] has no class of the set, or not 1 to {_MAX_ROWS} rows")
             span = Span(**{key: group[key] for key in _SPAN})
             yield RowGroup(index=index, span=span, label=group["label"], rows=group["rows"], confidence=confidence)
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,8 +20,8 @@ from pipeline.delivery.rowgroups import CONFIDENCE, ROWGROUPS, RowGroup, ShardGr
 from pipeline.delivery.versions import Version
 from pipeline.errors import FailedError, UserError, nearest
 from pipeline.imageset import ImageSet
-from pipeline.imageset.decode import reading
-from pipeline.imageset.layout import IMAGESET_JSON
+from pipeline.imageset.decode import check_unpacked, reading
+from pipeline.imageset.layout import IMAGE_TYPE, IMAGESET_JSON, PROVENANCE_TYPES
 
 _MAX_INDEX = 1 << 26  # bytes of rowgroups.json: tens of millions of images
 _AHEAD = 16  # row groups that are fetched before their turn
@@ -140,11 +139,26 @@ def read_group(source: io.RawIOBase | Path, where: str, group: RowGroup) -> pa.T
     with reading(Path(where)), pq.ParquetFile(source) as parquet:
         if group.index >= parquet.num_row_groups:
             raise FailedError(f"{where}: has no row group {group.index}")
+        check_unpacked(parquet, group.index, group.span.bytes)
         rows = parquet.read_row_group(group.index)
-    labels = rows["label"].to_numpy() if "label" in rows.column_names else np.empty(0)
-    if len(labels) != group.rows or (labels != group.label).any():
+        rows.validate(full=True)  # text may be no UTF-8
+    if not _has_columns(rows, group):
+        raise FailedError(f"{where}: row group {group.index} has other columns than an ImageSet")
+    if rows.num_rows != group.rows or (rows["label"].to_numpy() != group.label).any():
         raise FailedError(f"{where}: row group {group.index} is not {group.rows} images of class {group.label}")
     return rows
+
+
+def _has_columns(rows: pa.Table, group: RowGroup) -> bool:
+    names, types = rows.schema.names, rows.schema.types
+    return (
+        names[:2] == ["image", "label"]
+        and types[:2] == [IMAGE_TYPE, pa.int64()]
+        and len(set(names)) == len(names)
+        and set(types[2:]) <= PROVENANCE_TYPES.keys()
+        and rows["image"].null_count == 0
+        and (group.confidence is None or dict(zip(names, types, strict=True)).get(CONFIDENCE) == pa.float64())
+    )
 
 
 def _fetch_span(part: Part, key: str, span: Span, path: Path, tally: Tally | None) -> None:

@@ -16,6 +16,8 @@ SCHEMA_VERSION = 1
 IMAGESET_JSON = "imageset.json"
 MAX_IMAGE_SIZE = 4096  # a reader allocates what imageset.json says, so it may not say anything
 SPLITS = ("train", "validation", "test")
+IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+PROVENANCE_TYPES = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64"}  # as `datasets` calls them
 ROW_GROUP_IMAGES = 100  # small enough for a stream to mix the classes, large enough to be worth a request
 
 
@@ -33,13 +35,10 @@ def shard_schema(
 ) -> pa.Schema:
     """The schema of every shard. Its `huggingface` metadata alone gives `datasets` the images and class names."""
     features: dict[str, Any] = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
-    features |= {name: {"dtype": _DTYPES.get(kind), "_type": "Value"} for name, kind in provenance.items()}
-    columns = {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64(), **provenance}
+    features |= {name: {"dtype": PROVENANCE_TYPES.get(kind), "_type": "Value"} for name, kind in provenance.items()}
+    columns = {"image": IMAGE_TYPE, "label": pa.int64(), **provenance}
     metadata = {"huggingface": {"info": {"features": features}}, "synthetic": synthetic, "generator": generator}
     return pa.schema(columns, metadata={key: json.dumps(value, sort_keys=True) for key, value in metadata.items()})
-
-
-_DTYPES = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64"}
 
 
 def batch_images(shape: tuple[int, ...]) -> int:
