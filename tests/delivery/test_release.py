@@ -228,15 +228,17 @@ def test_a_publisher_that_is_killed_and_run_again(url: str, images, description,
 
 def test_many_publishers_of_the_same_set(url: str, run_publishers) -> None:
     """With other cards and other documents, as processes: one version, whole, with one of each."""
-    assert run_publishers(["Digits 1", "Digits 2", "Digits 3", "Digits 4"]) == [0, 0, 0, 0]
+    titles = [f"Digits {number}" for number in range(16)]
+    assert run_publishers(titles) == [0] * len(titles)
     assert len(list_releases(open_store(url))) == 1
     verify(f"{url}/digits")
 
 
-def test_many_publishers_at_once(url: str, tmp_path: Path, make_images, make_description) -> None:
+@pytest.mark.parametrize("count", [2, 64])
+def test_many_publishers_at_once(url: str, tmp_path: Path, make_images, make_description, count: int) -> None:
     """Of different sets: every version is whole, no change of the pointer is lost, and every loser is told."""
-    sets = [make_images(tmp_path / f"set-{seed}", seed) for seed in range(16)]
-    store, start = open_store(url), Barrier(16)
+    sets = [make_images(tmp_path / f"set-{seed}", seed, count=3) for seed in range(count)]
+    store, start = open_store(url), Barrier(count)
 
     def run(seed: int) -> str:
         start.wait()
@@ -245,12 +247,12 @@ def test_many_publishers_at_once(url: str, tmp_path: Path, make_images, make_des
         except FailedError as error:
             return str(error)
 
-    with ThreadPoolExecutor(16) as pool:
-        ends = list(pool.map(run, range(16)))
+    with ThreadPoolExecutor(count) as pool:
+        ends = list(pool.map(run, range(count)))
     winners = [end for end in ends if "another publisher was faster" not in end]
     assert sorted(winners) == sorted(move["version"] for move in pointer(store)["history"])
     rows = list_releases(store)
-    assert len(rows) == 16
+    assert len(rows) == count
     assert [row.version for row in rows if row.channels] == [pointer(store)["version"]]
     for row in rows:
         found = contents(store, f"digits/v={row.version}/")
