@@ -38,7 +38,7 @@ format: $(VENV)/installed-dev
 	ruff format .
 
 constraints: $(VENV)/installed-dev
-	uv pip compile --quiet --universal --python-version 3.11 --extra train --extra dev \
+	uv pip compile --quiet --universal --python-version 3.11 --extra train --extra workers --extra dev \
 		--no-annotate --no-header --no-emit-index-url --upgrade --output-file infra/constraints.txt pyproject.toml
 
 clean:
@@ -61,4 +61,6 @@ $(VENV)/installed-train: $(VENV)/bin/uv pyproject.toml infra/constraints.txt
 $(VENV)/installed-dev: $(VENV)/bin/uv pyproject.toml infra/constraints.txt
 	@echo "make: installs the pinned packages into $(VENV), 6 GB; the first time takes minutes"
 	uv pip install --quiet --python $(VENV)/bin/python --constraint infra/constraints.txt --editable '.[train,dev]'
+	uv pip install --quiet --python $(VENV)/bin/python --constraint infra/constraints.txt --target $(VENV)/workers \
+		prefect-aws prefect-kubernetes
 	@touch $@ $(VENV)/installed-train
