@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prefect import flow
 
 from flows.retrain import REFUSED, publish
 from pipeline.delivery import find, list_releases, open_store
@@ -66,27 +67,31 @@ def workspace(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@flow
+def published(workspace: Path, refusal: str | None) -> Any:
+    """The task in a flow of its own, as its log needs one."""
+    url = str(workspace / "sets")
+    return publish(workspace, url, PublishSettings(url=url, name="toy"), refusal, return_state=True).result()
+
+
 def test_a_refused_set_is_kept_marked_and_explained_and_can_be_promoted_by_hand(
     workspace: Path, prefect_server: str
 ) -> None:
     url = str(workspace / "sets")
-    settings = PublishSettings(url=url, name="toy")
-    published = publish(workspace, url, settings, REASON)
-    assert published.new
+    made = published(workspace, REASON)
+    assert made.new
     pointer = Pointer.read(open_store(url), "toy", REFUSED)
     assert pointer is not None
-    assert (pointer.version, pointer.moves[0].why) == (published.version, REASON)
+    assert (pointer.version, pointer.moves[0].why) == (made.version, REASON)
     with pytest.raises(UserError, match="has no published version yet"):
         find(f"{url}/toy")
     assert [release.channels for release in list_releases(open_store(url))] == [(REFUSED,)]
     promote(f"{url}/toy@{REFUSED}", why="I looked at it")
-    assert find(f"{url}/toy").manifest.version == published.version
+    assert find(f"{url}/toy").manifest.version == made.version
 
 
 def test_a_set_that_passes_later_becomes_the_latest(workspace: Path, prefect_server: str) -> None:
     url = str(workspace / "sets")
-    settings = PublishSettings(url=url, name="toy")
-    refused = publish(workspace, url, settings, REASON)
-    passed = publish(workspace, url, settings, None, return_state=True).result()
+    refused, passed = published(workspace, REASON), published(workspace, None)
     assert passed.version == refused.version
     assert find(f"{url}/toy").manifest.version == passed.version
