@@ -12,7 +12,7 @@ from rich.console import Console
 
 from flows.run import run
 from pipeline import paths
-from pipeline.errors import ForgelineError, end, of_system
+from pipeline.errors import end, ending
 from pipeline.report.summary import summary
 
 if TYPE_CHECKING:
@@ -27,15 +27,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _leave)
-    try:
+    with ending():
         result = run(Path.cwd(), url)
-    except ForgelineError as error:
-        end(str(error), error.exit_status)
-    except OSError as error:
-        failed = of_system(error)
-        end(str(failed), failed.exit_status)
-    except KeyboardInterrupt:
-        end("interrupted", 128 + signal.SIGINT)
     _show(Path(), result)
     if result.refusal:
         end(f"not published as the latest: {result.refusal}", 1)

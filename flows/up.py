@@ -17,7 +17,7 @@ import psutil
 
 from flows.run import QUIET
 from pipeline.doctor import prefect_answers, read_all_params
-from pipeline.errors import FailedError, ForgelineError, UserError, end, of_system
+from pipeline.errors import FailedError, UserError, ending
 from pipeline.imageset.files import write_atomically
 from pipeline.running import POOL, UP, RunSettings, read_run_settings
 
@@ -290,19 +290,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="forgeline")
     parser.add_argument("what", choices=["up", "down"])
     what = parser.parse_args().what
-    try:
+    with ending():
         if what == "down":
             down(Path.cwd(), print)
             return
         url = up(Path.cwd(), print)
         print(f"for commands of yours: export PREFECT_API_URL={url}\nnow: prefect deployment run {DEPLOYMENT}")
-    except ForgelineError as error:
-        end(str(error), error.exit_status)
-    except OSError as error:
-        failed = of_system(error)
-        end(str(failed), failed.exit_status)
-    except KeyboardInterrupt:
-        end("interrupted", 130)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import difflib
 import errno
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -48,3 +50,17 @@ def end(sentence: str, status: int) -> NoReturn:
     clear = "\r\x1b[J" if sys.stderr.isatty() else ""
     print(f"{clear}forgeline: {sentence}", file=sys.stderr)
     sys.exit(status)
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """End this process with the sentence of what goes wrong in the block as expected."""
+    try:
+        yield
+    except ForgelineError as error:
+        end(str(error), error.exit_status)
+    except OSError as error:
+        failed = of_system(error)
+        end(str(failed), failed.exit_status)
+    except KeyboardInterrupt:
+        end("interrupted", 128 + signal.SIGINT)
