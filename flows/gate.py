@@ -161,32 +161,31 @@ def compare(
     challenger: ImageSet, champion: ImageSet, workspace: Path, gate: Gate
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Each measure of both, float64 (draws,) each; a draw takes as many images of the one as of the other."""
-    import torch
-
     from pipeline.metrics.judges import Judges
     from pipeline.stages import evaluate
 
     params = evaluate.read_params(Document.load(workspace / paths.PARAMS))
-    torch.set_num_threads(params.threads)
     real, judges = ImageSet.open(workspace / paths.REAL / paths.IMAGESET), Judges.load(workspace / paths.FEATURES)
     train, held_out = (_images(real, split) for split in ("train", "test"))
     sets = [_images(each, "train") for each in (challenger, champion)]
     count = min(min(len(each.images) for each in sets) // 2, params.max_images)
     scores: dict[str, list[list[float]]] = {metric: [[], []] for metric in gate.champion}
-    for seed in range(gate.draws):
-        for position, images in enumerate(sets):
-            found = evaluate.evaluate(
-                images.draw(count, seed),
-                train,
-                held_out,
-                classes=real.classes,
-                judges=judges,
-                params=dataclasses.replace(params, seed=seed),
-            ).metrics
-            for metric in gate.champion:
-                section, _, key = metric.partition(".")
-                if key in found.get(section, {}):  # what has no labels has no agreement
-                    scores[metric][position].append(found[section][key])
+    with evaluate.side_by_side(params.threads) as pool:
+        for seed in range(gate.draws):
+            for position, images in enumerate(sets):
+                found = evaluate.evaluate(
+                    images.draw(count, seed),
+                    train,
+                    held_out,
+                    pool=pool,
+                    classes=real.classes,
+                    judges=judges,
+                    params=dataclasses.replace(params, seed=seed),
+                ).metrics
+                for metric in gate.champion:
+                    section, _, key = metric.partition(".")
+                    if key in found.get(section, {}):  # what has no labels has no agreement
+                        scores[metric][position].append(found[section][key])
     return {metric: (np.array(ours), np.array(theirs)) for metric, (ours, theirs) in scores.items() if ours and theirs}
 
 

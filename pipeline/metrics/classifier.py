@@ -36,7 +36,8 @@ class _Block(nn.Module):
         self.shortcut = nn.Identity() if same else _convolution(before, after, stride, kernel=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(self.second(functional.relu(self.first(x))) + self.shortcut(x))
+        inner = functional.relu(self.first(x), inplace=True)
+        return functional.relu(self.second(inner) + self.shortcut(x), inplace=True)
 
 
 def _convolution(before: int, after: int, stride: int, kernel: int = 3) -> nn.Sequential:
@@ -77,7 +78,7 @@ class Classifier(nn.Module):
         self.pictures = channels if per_channel else 1  # in one image
         stride = max(1, image_size // 32)
         sizes = 1 + max(1, math.ceil(math.log2(image_size / stride / 8)))
-        layers: list[nn.Module] = [_convolution(channels // self.pictures, width, stride), nn.ReLU()]
+        layers: list[nn.Module] = [_convolution(channels // self.pictures, width, stride), nn.ReLU(inplace=True)]
         before = width
         for size in range(sizes):
             for block in range(blocks):

@@ -7,16 +7,11 @@ torch-fidelity does with files. It reads weights as a pickle, which can run code
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 import sys
-import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,11 +20,11 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
-from pipeline import paths
 from pipeline.errors import FailedError, UserError
-from pipeline.imageset.files import sha256_file, write_atomically
+from pipeline.imageset.files import sha256_file
 from pipeline.metrics.classifier import embed
 from pipeline.metrics.judges import EXTRACTOR, JUDGES, Judges
+from pipeline.metrics.once import once
 from pipeline.progress import ProgressLine
 
 IN_DOMAIN, INCEPTION = "in-domain", "inception-v3-compat"
@@ -53,8 +48,6 @@ Name = Literal[
 Layer = Literal[64, 192, 768, 2048]
 _BATCH = 64  # torch-fidelity's own: with it, its numbers to the last digit
 _LOGITS, _CLASSES = "logits_unbiased", 1008  # of Inception, as torch-fidelity's Inception Score takes them
-_ROWS = 1000  # of images that are hashed at once
-_KEEP_UNUSED_SECONDS = 30 * 24 * 3600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +86,8 @@ class Extractor(Protocol):
     logits: int
     about: Mapping[str, Any]
 
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """Features, float32 (N, dimensions + logits), of uint8 `images` (N, C, H, W)."""
+    def embed(self, images: np.ndarray, pool: Executor | None = None, /) -> np.ndarray:
+        """Features, float32 (N, dimensions + logits), of uint8 `images` (N, C, H, W); a pool may share the work."""
 
 
 class InDomain:
@@ -114,8 +107,8 @@ class InDomain:
         }
         self._given: dict[str, np.ndarray] = {}
 
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        key = _key(self, images)
+    def embed(self, images: np.ndarray, _: Executor | None = None, /) -> np.ndarray:
+        key = hashlib.sha256(images.tobytes()).hexdigest() + str(images.shape)
         if key not in self._given:
             self._given[key] = embed(self.classifier, images)
         return self._given[key]
@@ -135,8 +128,8 @@ class Ensemble:
             "judges_sha256": [judges.about["classifiers"][file]["sha256"] for file in JUDGES]
         }
 
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        return self.judges.probabilities(images)
+    def embed(self, images: np.ndarray, pool: Executor | None = None, /) -> np.ndarray:
+        return self.judges.probabilities(images, pool)
 
 
 class Pretrained:
@@ -182,13 +175,17 @@ class Pretrained:
             "device": torch.backends.cpu.get_cpu_capability() if on_cpu else torch.cuda.get_device_name(),
         }
 
-    def embed(self, images: np.ndarray) -> np.ndarray:
+    def embed(self, images: np.ndarray, pool: Executor | None = None, /) -> np.ndarray:
+        def of_batch(start: int) -> np.ndarray:
+            batch = torch.from_numpy(np.array(images[start : start + _BATCH]))
+            features: np.ndarray = self._forward(batch.expand(-1, 3, -1, -1)).cpu().numpy()
+            return features
+
         parts = [np.zeros((0, self.dimensions + self.logits), np.float32)]
         line = ProgressLine(self.label, len(images), "images")
-        for start in range(0, len(images), _BATCH):
-            batch = torch.from_numpy(np.array(images[start : start + _BATCH]))
-            parts.append(self._forward(batch.expand(-1, 3, -1, -1)).cpu().numpy())
-            line.update(start + len(batch))
+        for features in (pool.map if pool else map)(of_batch, range(0, len(images), _BATCH)):
+            parts.append(features)
+            line.update(sum(map(len, parts)))
         return np.concatenate(parts)
 
     @torch.inference_mode()
@@ -253,65 +250,6 @@ def _hub_file(name: str) -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", name)
 
 
-def embed_once(extractor: Extractor, images: np.ndarray) -> np.ndarray:
-    """`extractor.embed(images)`, kept: the same pixels and weights on the same kind of machine are embedded once.
-
-    Kept beside the DVC cache, or outside of a DVC repository in $FORGELINE_CACHE, else ~/.cache/forgeline. A damaged
-    file is made anew, one that was not used for long removed; where none can be written the features are only given.
-    """
-    folder = _beside(paths.dvc_cache, Path.cwd())
-    if folder is None:
-        folder = Path(os.environ.get("FORGELINE_CACHE") or Path.home() / ".cache" / "forgeline") / "features"
-    key = _key(extractor, images)
-    path, shape = folder / f"{key}.features", (len(images), extractor.dimensions + extractor.logits)
-    if (found := _kept(path, key, shape)) is not None:
-        with suppress(OSError):
-            path.touch()
-        return found
-    features = extractor.embed(images)
-    data = features.astype("<f4").tobytes()
-    with suppress(FailedError):  # a full or read-only disk is no reason to throw away what took minutes
-        write_atomically(path, _seal(key, data) + data)
-        _forget_old(folder)
-    return features
-
-
-@cache
-def _beside(dvc_cache: Callable[[], Path | None], workspace: Path) -> Path | None:
-    """The folder beside the DVC cache of this workspace; it takes a second to ask for."""
-    found = dvc_cache()
-    return None if found is None else found.parent / "forgeline-features"
-
-
-def _forget_old(folder: Path) -> None:
-    for path in folder.glob("*.features"):
-        with suppress(OSError):  # another process has removed it
-            if time.time() - path.stat().st_mtime > _KEEP_UNUSED_SECONDS:
-                path.unlink()
-
-
-def _key(extractor: Extractor, images: np.ndarray) -> str:
-    """Hex sha256 over pixels, extractor, weights, and what else the last digits depend on."""
-    known = dict(extractor.about) | {"shape": images.shape, "threads": torch.get_num_threads()}
-    known |= {name: version(name) for name in ("torch", "torch-fidelity")}
-    known["cpu"] = torch.backends.cpu.get_cpu_capability()
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
-    for start in range(0, len(images), _ROWS):
-        digest.update(images[start : start + _ROWS].tobytes())
-    return digest.hexdigest()
-
-
-def _kept(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray | None:
-    """The features in the file; None when there is none, or a damaged one."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    seal, data = content[:32], content[32:]
-    if seal != _seal(key, data) or len(data) != 4 * shape[0] * shape[1]:
-        return None
-    return np.frombuffer(data, "<f4").reshape(shape)
-
-
-def _seal(key: str, data: bytes) -> bytes:
-    return hashlib.sha256(key.encode() + data).digest()
+def embed_once(extractor: Extractor, images: np.ndarray, pool: Executor | None = None) -> np.ndarray:
+    """`extractor.embed(images)`, kept: the same pixels and weights on the same kind of machine are embedded once."""
+    return once(lambda: {"features": extractor.embed(images, pool)}, dict(extractor.about), images)["features"]

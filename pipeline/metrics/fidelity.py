@@ -7,7 +7,9 @@ torch-fidelity has is its own; what resamples say of the error is measured by fu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -44,6 +46,7 @@ def with_spread(
     seed: int,
     precision: DTypeLike = np.float64,
     resamples: int = RESAMPLES,
+    pool: Executor | None = None,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """`fidelity` with `fid_infinity` beside it, and the standard error of each measure as resamples show it.
 
@@ -52,63 +55,97 @@ def with_spread(
     √((n - m)/m) times as widely as n images do (Shao & Wu 1989), of FID near its floor more: then the error is
     too large, never too small. FID falls by c/n towards that of infinitely many images (Chong & Forsyth 2020, arXiv
     1911.07023): `fid_infinity` is where the line through the mean of the halves and the whole ends; it may be below
-    zero. Both are left out where half a side has no more images than there are features.
+    zero. Both are left out where half a side has no more images than there are features. A `pool` measures parts side
+    by side, which changes no digit.
     """
     check_features(generated, "the generated set")
     check_features(real, "the real set")
     sides = generated.astype(precision), real.astype(precision)
     random = np.random.Generator(np.random.Philox(seed))
 
-    def part(divisor: int) -> tuple[np.ndarray, ...]:
-        return tuple(side[np.sort(random.permutation(len(side))[: len(side) // divisor])] for side in sides)
+    def parts(divisor: int, enough: bool) -> list[list[np.ndarray]]:
+        """Which rows of either side, for each resample."""
+        return [
+            [np.sort(random.permutation(len(side))[: len(side) // divisor]) for side in sides]
+            for _ in range(resamples if enough else 0)
+        ]
 
     fewest, dimensions = min(map(len, sides)), generated.shape[1]
-    scores, kid_deviation = _by_torch_fidelity(*sides, seed=seed)
-    ours = neighbourhoods(*sides)
-    scores |= {name: ours[name] for name in ("density", "coverage")}
+    halves, quarters = parts(2, fewest // 2 > dimensions), parts(4, fewest // 4 > COVERAGE_NEIGHBOURS)
+    tasks: list[Callable[[], Any]] = [
+        partial(_kid, *sides, seed=seed),
+        partial(_precision_recall, *sides),
+        partial(neighbourhoods, *sides),
+        partial(_fid, *sides),
+        *(partial(_of_rows, frechet_distance, sides, rows) for rows in halves),
+        *(partial(_of_rows, neighbourhoods, sides, rows) for rows in quarters),
+    ]
+    (kid, kid_deviation), precision_recall, ours, fid, *resampled = (pool.map if pool else map)(_call, tasks)
+    scores = {"fid": fid, "kid": kid, **precision_recall, "density": ours["density"], "coverage": ours["coverage"]}
+    of_halves, of_quarters = resampled[: len(halves)], resampled[len(halves) :]
     size = kid_subset_size(*map(len, sides))
     spread = {"kid": kid_deviation * math.sqrt(size / (fewest - size))} if resamples else {}
-    if resamples and fewest // 2 > dimensions:
-        halves = [frechet_distance(*part(2)) for _ in range(resamples)]
-        scores["fid_infinity"] = float(2 * scores["fid"] - np.mean(halves))
-        spread["fid"] = float(np.std(halves, ddof=1))
-    if resamples and fewest // 4 > COVERAGE_NEIGHBOURS:
-        found = [neighbourhoods(*part(4)) for _ in range(resamples)]
-        spread |= {name: float(np.std([each[name] for each in found], ddof=1)) / math.sqrt(3) for name in found[0]}
+    if of_halves:
+        scores["fid_infinity"] = float(2 * fid - np.mean(of_halves))
+        spread["fid"] = float(np.std(of_halves, ddof=1))
+    if of_quarters:
+        spread |= {
+            name: float(np.std([each[name] for each in of_quarters], ddof=1)) / math.sqrt(3) for name in of_quarters[0]
+        }
     return scores, spread
 
 
-def _by_torch_fidelity(generated: np.ndarray, real: np.ndarray, *, seed: int) -> tuple[dict[str, float], float]:
-    """`fid`, `kid`, `precision` and `recall`, and the standard deviation of KID over its subsets."""
-    from torch_fidelity import metric_fid, metric_kid, metric_prc
+def _call(task: Callable[[], Any]) -> Any:
+    return task()
 
-    sides = torch.from_numpy(generated), torch.from_numpy(real)
-    kid = metric_kid.kid_features_to_metric(
-        *sides,
+
+def _of_rows(measure: Callable[..., Any], sides: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> Any:
+    return measure(*(side[those] for side, those in zip(sides, rows, strict=True)))
+
+
+def _fid(generated: np.ndarray, real: np.ndarray) -> float:
+    from torch_fidelity import metric_fid
+
+    sides = map(metric_fid.fid_features_to_statistics, map(torch.from_numpy, (generated, real)))
+    found: float = metric_fid.fid_statistics_to_metric(*sides, verbose=False)[metric_fid.KEY_METRIC_FID]
+    return found
+
+
+def _kid(generated: np.ndarray, real: np.ndarray, *, seed: int) -> tuple[float, float]:
+    """The mean and the standard deviation over the subsets."""
+    from torch_fidelity import metric_kid
+
+    found = metric_kid.kid_features_to_metric(
+        torch.from_numpy(generated),
+        torch.from_numpy(real),
         kid_subsets=KID_SUBSETS,
         kid_subset_size=kid_subset_size(len(generated), len(real)),
         rng_seed=seed,
         verbose=False,
     )
-    fid = metric_fid.fid_statistics_to_metric(*map(metric_fid.fid_features_to_statistics, sides), verbose=False)
-    prc = metric_prc.prc_features_to_metric(
-        *sides, prc_neighborhood=NEIGHBOURS, prc_batch_size=_CHUNK, save_cpu_ram=True, verbose=False
+    return found[metric_kid.KEY_METRIC_KID_MEAN], found[metric_kid.KEY_METRIC_KID_STD]
+
+
+def _precision_recall(generated: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    from torch_fidelity import metric_prc
+
+    found = metric_prc.prc_features_to_metric(
+        torch.from_numpy(generated),
+        torch.from_numpy(real),
+        prc_neighborhood=NEIGHBOURS,
+        prc_batch_size=_CHUNK,
+        save_cpu_ram=True,
+        verbose=False,
     )
-    scores = {
-        "fid": fid[metric_fid.KEY_METRIC_FID],
-        "kid": kid[metric_kid.KEY_METRIC_KID_MEAN],
-        "precision": prc[metric_prc.KEY_METRIC_PRECISION],
-        "recall": prc[metric_prc.KEY_METRIC_RECALL],
-    }
-    return scores, kid[metric_kid.KEY_METRIC_KID_STD]
+    return {"precision": found[metric_prc.KEY_METRIC_PRECISION], "recall": found[metric_prc.KEY_METRIC_RECALL]}
 
 
 def inception_score(logits: np.ndarray, *, seed: int) -> tuple[float, float]:
     """Inception Score of logits (N, K), arXiv 1606.03498, by torch-fidelity: the mean of ten parts, and its error."""
-    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+    from torch_fidelity import metric_isc
 
-    found = isc_features_to_metric(torch.from_numpy(logits.copy()), splits=ISC_PARTS, rng_seed=seed)
-    return found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD] / math.sqrt(ISC_PARTS)
+    found = metric_isc.isc_features_to_metric(torch.from_numpy(logits.copy()), splits=ISC_PARTS, rng_seed=seed)
+    return found[metric_isc.KEY_METRIC_ISC_MEAN], found[metric_isc.KEY_METRIC_ISC_STD] / math.sqrt(ISC_PARTS)
 
 
 def by_domain(labels: np.ndarray, *, translated: bool) -> list[np.ndarray]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,8 @@ class Judges:
             about=about,
         )
 
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
+    def probabilities(self, images: np.ndarray, pool: Executor | None = None) -> np.ndarray:
         """The ensemble's mean class probabilities, float32 (N, classes), of uint8 `images` (N, C, H, W)."""
-        votes: np.ndarray = np.mean([predict(judge, images) for judge in self.ensemble], axis=0)
-        return votes
+        votes = list((pool.map if pool else map)(partial(predict, images=images), self.ensemble))
+        mean: np.ndarray = np.mean(votes, axis=0)
+        return mean

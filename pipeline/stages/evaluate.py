@@ -6,7 +6,9 @@ import csv
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from pipeline.imageset.files import atomic_folder
 from pipeline.metrics import fidelity, modes, neighbours, parzen
 from pipeline.metrics.extractors import IN_DOMAIN, Ensemble, Extractor, InDomain, Pretrained, Settings, embed_once
 from pipeline.metrics.judges import JUDGES, Judges
+from pipeline.metrics.once import numbers, once
 from pipeline.params import Document
 from pipeline.report import figures
 
@@ -37,7 +40,7 @@ class Params(Settings):
     seed: int = 2
     max_images: int = 10_000  # sampled from a model, drawn from a set; pairs of neighbours cost the square
     parzen_samples: int = 0  # of a model, for the historical Parzen log-likelihood; 10,000 in the literature, 0: none
-    threads: int = 1  # of torch; another count gives other last digits
+    threads: int = 1  # parts that are measured side by side, each by one thread of torch: no digit depends on it
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,11 +99,23 @@ class Evaluation:
     nearest_of_held_out: tuple[np.ndarray, np.ndarray]
 
 
+@contextmanager
+def side_by_side(threads: int) -> Iterator[Executor]:
+    """For the parts of an evaluation. Torch has one thread in each, so that no digit depends on how many there are."""
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)  # what is still to come is of no use when something was refused
+
+
 def evaluate(
     generated: Images,
     train: Images,
     held_out: Images,
     *,
+    pool: Executor,
     classes: Sequence[str],
     judges: Judges,
     params: Params,
@@ -117,10 +132,18 @@ def evaluate(
     Fidelity is to the held-out images, which neither the generator nor the extractor has seen: towards the training
     images both lean, so that a set could score better than real images do. It takes as many generated images as there
     are held-out ones, at most max_images. Its floor puts as many training images in their place, and is left out when
-    there are not so many. Raises UserError when there are too few images.
+    there are not so many. What depends on real images only is computed once. Raises UserError when there are too few
+    images.
     """
     k, seed = len(classes), params.seed
-    judged = judges.probabilities(generated.images).argmax(axis=1)
+    in_domain = InDomain(judges)
+    reals = [images.draw(params.max_images, seed) for images in (held_out, train)]
+    nearest = pool.submit(_nearest, generated, train)
+    nearest_of_held_out = pool.submit(_nearest_once, held_out, train, translated=generated.translated)
+    embedded = pool.submit(in_domain.embed, generated.images)
+    embedded_once = [pool.submit(embed_once, in_domain, images.images) for images in reals]
+    judged = judges.probabilities(generated.images, pool).argmax(axis=1)
+    right = embed_once(Ensemble(judges), held_out.images, pool).argmax(axis=1) == held_out.labels
     conditional = bool(generated.labels.min() >= 0)
     labels = generated.labels if conditional else judged
     agreement = modes.agreement(generated.labels, judged, k) if conditional else np.full(k, np.nan)
@@ -129,30 +152,27 @@ def evaluate(
         for images, theirs in ((generated.images, labels), (train.images, train.labels))
     )
     spread = np.divide(spread, real_spread, out=np.full(k, np.nan), where=real_spread > 0)
-    nearest, nearest_of_held_out = _nearest([generated, held_out], train)
+    ours = embedded.result(), labels
+    theirs, known = ((each.result(), images.labels) for each, images in zip(embedded_once, reals, strict=True))
 
     metrics: dict[str, Any] = {"images": len(generated.images)}
     protocol = []
-    in_domain = InDomain(judges)
     extractors: list[Extractor] = [in_domain, *([pretrained] if pretrained else [])]
     for extractor in extractors:
-        blocks, entry = _fidelity(extractor, generated, train, held_out, untrained, params)
+        blocks, entry = _fidelity(extractor, generated, train, held_out, untrained, params, pool)
         metrics |= blocks
         protocol.append((tuple(blocks), entry))
     if conditional:
         mean = float((judged == generated.labels).mean())
         metrics["agreement"] = {"mean": mean, "worst_class": float(np.nanmin(agreement))}
-    right = embed_once(Ensemble(judges), held_out.images).argmax(axis=1) == held_out.labels
     metrics["judges"] = {"held_out_accuracy": float(right.mean())}
     metrics["modes"] = modes.balance(judged, train.labels, k)
     drawn = np.random.Generator(np.random.Philox(seed)).choice(train.labels, len(judged))
     metrics["modes_floor"] = modes.balance(drawn, train.labels, k)
     if np.isfinite(spread).any():
         metrics["modes"]["pixel_spread"] = float(np.nanmean(spread))
-    metrics["memorization"] = neighbours.memorization(nearest[0], nearest_of_held_out[0])
-    in_features, found_by_class = _in_features(
-        in_domain, dataclasses.replace(generated, labels=labels), train, held_out, k, params
-    )
+    metrics["memorization"] = neighbours.memorization(nearest.result()[0], nearest_of_held_out.result()[0])
+    in_features, found_by_class = _in_features(ours, theirs, known, k, params, pool)
     metrics |= in_features
     protocol += _protocol(generated, train, held_out, judges, params)
     if validation:
@@ -181,8 +201,8 @@ def evaluate(
         per_class=[dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
         labels=labels,
         judged=judged,
-        nearest=nearest,
-        nearest_of_held_out=nearest_of_held_out,
+        nearest=nearest.result(),
+        nearest_of_held_out=nearest_of_held_out.result(),
     )
 
 
@@ -193,6 +213,7 @@ def _fidelity(
     held_out: Images,
     untrained: Images | None,
     params: Params,
+    pool: Executor,
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     """Fidelity, its spread and its floor by their names in metrics.json, and how they were measured.
 
@@ -209,31 +230,35 @@ def _fidelity(
     sizes = [(min(len(one.images), len(real.images)), len(real.images)) for one, real in zip(ours, theirs, strict=True)]
     for count, _ in sizes:
         fidelity.check_count(count, extractor.dimensions, "the generated set")
-    references = [embed_real(part.images) for part in theirs]
+    references = [embed_real(part.images, pool) for part in theirs]
 
     def pairs(
-        images: Sequence[Images], embed: Callable[[np.ndarray], np.ndarray]
+        images: Sequence[Images], embed: Callable[[np.ndarray, Executor], np.ndarray]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """What is embedded of so many images of each part, and of the real ones that they are compared with."""
         drawn = [part.draw(count, seed).images for part, (count, _) in zip(images, sizes, strict=True)]
-        return [(embed(one), real) for one, real in zip(drawn, references, strict=True)]
+        return [(embed(one, pool), real) for one, real in zip(drawn, references, strict=True)]
 
     def measured(pair: tuple[np.ndarray, np.ndarray], resamples: int) -> tuple[dict[str, float], dict[str, float]]:
         features, real = (each[:, : extractor.dimensions] for each in pair)
         scores, spread = fidelity.with_spread(
-            features, real, seed=seed, precision=extractor.precision, resamples=resamples
+            features, real, seed=seed, precision=extractor.precision, resamples=resamples, pool=pool
         )
         if extractor.logits:
             logits = pair[0][:, extractor.dimensions :]
             scores["inception_score"], spread["inception_score"] = fidelity.inception_score(logits, seed=seed)
         return scores, spread
 
+    def floor_of(pair: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+        known = ["floor", seed, np.dtype(extractor.precision).name, extractor.dimensions, extractor.logits]
+        return numbers(once(lambda: measured(pair, 0)[0], *known, *pair))
+
     found = [measured(pair, fidelity.RESAMPLES) for pair in pairs(ours, extractor.embed)]
     blocks = {name: _mean([scores for scores, _ in found])}
     independent = math.sqrt(len(found))  # parts, whose errors even out in the mean
     blocks[f"{name}_spread"] = {key: value / independent for key, value in _mean([each for _, each in found]).items()}
     if all(len(part.images) >= count for part, (count, _) in zip(trained_on, sizes, strict=True)):
-        blocks[floor] = _mean([measured(pair, 0)[0] for pair in pairs(trained_on, embed_real)])
+        blocks[floor] = _mean([floor_of(pair) for pair in pairs(trained_on, embed_real)])
     if untrained and in_domain:
         before = pairs(untrained.parts(translated=untrained.translated), extractor.embed)
         blocks["untrained"] = {"fid": float(np.mean([fidelity.frechet_distance(*pair) for pair in before]))}
@@ -250,20 +275,33 @@ def _fidelity(
     }
 
 
+Labelled = tuple[np.ndarray, np.ndarray]
+"""Features (N, D) and labels (N,)."""
+
+
 def _in_features(
-    extractor: InDomain, generated: Images, train: Images, held_out: Images, classes: int, params: Params
+    ours: Labelled, theirs: Labelled, known: Labelled, classes: int, params: Params, pool: Executor
 ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
-    """What is found class by class and of copying in features, by name in metrics.json; and all classes' measures."""
+    """What is found class by class and of copying in features, by name in metrics.json; and all classes' measures.
+
+    Of generated, held-out and training images.
+    """
     seed = params.seed
-    reals = [images.draw(params.max_images, seed) for images in (held_out, train)]
-    embedded = [extractor.embed(generated.images), *(embed_once(extractor, images.images) for images in reals)]
-    ours, theirs, known = zip(embedded, (generated.labels, *(images.labels for images in reals)), strict=True)
-    found = modes.by_class(ours, theirs, classes, seed=seed)
-    distances, expected = (neighbours.nearest_features(features, known[0]) for features, _ in (ours, theirs))
+    of_ours = pool.submit(modes.by_class, ours, theirs, classes, seed=seed)
+    of_known = pool.submit(
+        once,
+        lambda: modes.worst(modes.by_class(known, theirs, classes, seed=seed)),
+        *("classes", classes, seed, *known, *theirs),
+    )
+    distances = pool.submit(neighbours.nearest_features, ours[0], known[0])
+    expected = pool.submit(
+        once, lambda: {"distances": neighbours.nearest_features(theirs[0], known[0])}, "nearest", theirs[0], known[0]
+    )
+    found = of_ours.result()
     blocks = {
         "per_class": modes.worst(found),
-        "per_class_floor": modes.worst(modes.by_class(known, theirs, classes, seed=seed)),
-        "memorization_features": neighbours.nearer(distances, expected),
+        "per_class_floor": numbers(of_known.result()),
+        "memorization_features": neighbours.nearer(distances.result(), expected.result()["distances"]),
     }
     return {name: block for name, block in blocks.items() if block}, found
 
@@ -273,14 +311,22 @@ def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([each[key] for each in scores])) for key in scores[0] if all(key in s for s in scores)}
 
 
-def _nearest(sets: Sequence[Images], train: Images) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each set distances to, and rows of, the nearest training images; of translations those of the same domain."""
-    if any(images.translated for images in sets):
-        return [
-            neighbours.nearest_of_domain(images.images, images.labels, train.images, train.labels) for images in sets
-        ]
-    find = neighbours.Nearest(train.images)
-    return [find(images.images) for images in sets]
+def _nearest(images: Images, train: Images) -> tuple[np.ndarray, np.ndarray]:
+    """Distances to, and rows of, the nearest training images; of translations those of the same domain."""
+    if images.translated:
+        return neighbours.nearest_of_domain(images.images, images.labels, train.images, train.labels)
+    return neighbours.nearest(images.images, train.images)
+
+
+def _nearest_once(held_out: Images, train: Images, *, translated: bool) -> tuple[np.ndarray, np.ndarray]:
+    """`_nearest` of held-out images, as of generated ones."""
+
+    def find() -> dict[str, np.ndarray]:
+        distances, rows = _nearest(dataclasses.replace(held_out, translated=translated), train)
+        return {"distances": distances, "rows": rows}
+
+    found = once(find, translated, *(each for side in (held_out, train) for each in (side.images, side.labels)))
+    return found["distances"], found["rows"]
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -375,7 +421,6 @@ def _cycle_protocol(generated: Images, count: int) -> tuple[tuple[str, ...], dic
 def run(document: Document, which: Literal["model", "synthetic"]) -> None:
     """Write out/evaluation/<which>: metrics.json and figures."""
     params = read_params(document)
-    torch.set_num_threads(params.threads)
     real = ImageSet.open(paths.REAL / paths.IMAGESET)
     judges = Judges.load(paths.FEATURES)
     pretrained = Pretrained(params) if params.extractor != IN_DOMAIN else None
@@ -384,18 +429,20 @@ def run(document: Document, which: Literal["model", "synthetic"]) -> None:
     generated, untrained, round_trip = (
         _from_model(real, params) if which == "model" else (_from_set(real, params), None, None)
     )
-    found = evaluate(
-        generated,
-        train,
-        held_out,
-        classes=real.classes,
-        judges=judges,
-        params=params,
-        pretrained=pretrained,
-        untrained=untrained,
-        validation=_real(real, "validation") if which == "model" and params.parzen_samples else None,
-        round_trip=round_trip,
-    )
+    with side_by_side(params.threads) as pool:
+        found = evaluate(
+            generated,
+            train,
+            held_out,
+            pool=pool,
+            classes=real.classes,
+            judges=judges,
+            params=params,
+            pretrained=pretrained,
+            untrained=untrained,
+            validation=_real(real, "validation") if which == "model" and params.parzen_samples else None,
+            round_trip=round_trip,
+        )
     with atomic_folder(paths.EVALUATION / which) as folder:
         text = json.dumps(found.metrics, indent=2, ensure_ascii=False, allow_nan=False)
         (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from pipeline.metrics.parzen import parzen
 from pipeline.params import Document
 from pipeline.stages import evaluate as stage
 from pipeline.stages import features
-from pipeline.stages.evaluate import Evaluation, Images, Params, evaluate
+from pipeline.stages.evaluate import Evaluation, Images, Params
 
 CLASSES = ("low", "middle", "high")
 PARAMS = Params(max_images=300)
@@ -101,8 +102,13 @@ def judges(made: Path) -> Judges:
     return Judges.load(made / paths.FEATURES)
 
 
+def evaluated(*sides: Images, threads: int = 2, **settings: Any) -> Evaluation:
+    with stage.side_by_side(threads) as pool:
+        return stage.evaluate(*sides, pool=pool, **settings)
+
+
 def measure(generated: Images, judges: Judges) -> Evaluation:
-    return evaluate(generated, TRAIN, HELD_OUT, classes=CLASSES, judges=judges, params=PARAMS)
+    return evaluated(generated, TRAIN, HELD_OUT, classes=CLASSES, judges=judges, params=PARAMS)
 
 
 def test_the_floor_of_the_modes_is_what_as_many_rightly_judged_images_get(judges: Judges) -> None:
@@ -174,14 +180,14 @@ def test_training_images_themselves_measure_as_the_floor(judges: Judges) -> None
 
 def test_without_as_many_training_images_there_is_no_floor(judges: Judges) -> None:
     few = TRAIN.draw(60, seed=0)
-    metrics = evaluate(bars_of(300, 4), few, HELD_OUT, classes=CLASSES, judges=judges, params=PARAMS).metrics
+    metrics = evaluated(bars_of(300, 4), few, HELD_OUT, classes=CLASSES, judges=judges, params=PARAMS).metrics
     assert "floor" not in metrics
     assert metrics["protocol"][0]["measures"] == ["fidelity", "fidelity_spread"]
 
 
 def test_a_class_of_one_training_image_has_no_spread_to_compare_with(judges: Judges) -> None:
     one = Images(images=TRAIN.images[:3], labels=TRAIN.labels[:3], description="one bar of each")
-    found = evaluate(bars_of(300, 4), one, HELD_OUT, classes=CLASSES, judges=judges, params=PARAMS)
+    found = evaluated(bars_of(300, 4), one, HELD_OUT, classes=CLASSES, judges=judges, params=PARAMS)
     assert "pixel_spread" not in found.metrics["modes"]
 
 
@@ -194,7 +200,7 @@ class Pixels:
     logits = 4
     about: Mapping[str, Any] = {"extractor": "2×2 pixels", "extractor_sha256": "none"}
 
-    def embed(self, images: np.ndarray) -> np.ndarray:
+    def embed(self, images: np.ndarray, _: Executor | None = None, /) -> np.ndarray:
         rows = images.reshape(len(images), 4, 2, 4, 2).mean(axis=(2, 4), dtype=np.float32)
         return np.concatenate([rows.reshape(-1, 16), rows.mean(axis=2)], axis=1)
 
@@ -206,7 +212,7 @@ def test_another_extractor_measures_beside_the_in_domain_one(
     monkeypatch.setattr(paths, "dvc_cache", lambda: None)
     generated = bars_of(300, 4)
     alone = measure(generated, judges).metrics
-    metrics = evaluate(
+    metrics = evaluated(
         generated, TRAIN, HELD_OUT, classes=CLASSES, judges=judges, params=PARAMS, pretrained=Pixels(), untrained=TRAIN
     ).metrics
     ours, trained_on = (Pixels().embed(images.draw(150, PARAMS.seed).images) for images in (generated, TRAIN))
@@ -228,8 +234,10 @@ def test_another_extractor_measures_beside_the_in_domain_one(
     assert pixels["extractor"] == "2×2 pixels"
     assert pixels["inception_score"] == "layer logits_unbiased, 4 classes, mean of 10 parts"
     assert (pixels["generated"], pixels["real"]) == ("150 of 300 bars", "150 of 150 bars")
-    kept = list((tmp_path / "features").iterdir())
-    assert len(kept) == 2 + 3 + 1  # of real images: held out and floor, in-domain all known ones too; what judges see
+    kept = len(list((tmp_path / "kept").iterdir()))
+    # Of real images: features of those held out and of the floor, in-domain of all known ones too; what judges see;
+    # the floors of both extractors and of classes; which are nearest, in pixels and in features.
+    assert kept == (2 + 3) + 1 + 3 + 2
 
 
 def test_a_wrong_label_is_a_disagreement_of_its_class(judges: Judges) -> None:
@@ -275,7 +283,7 @@ def test_both_sides_of_the_floor_have_equal_counts_and_the_protocol_says_so(judg
 
 def test_the_parzen_log_likelihood_stands_beside_that_of_real_images(judges: Judges) -> None:
     params, validation = Params(max_images=300, parzen_samples=200), bars_of(2000, 5)
-    found = evaluate(
+    found = evaluated(
         TRAIN, TRAIN, HELD_OUT, classes=CLASSES, judges=judges, params=params, validation=validation
     ).metrics
     assert found["parzen"] == parzen(TRAIN.images[:200], validation.draw(1000, 2).images, HELD_OUT.images)
@@ -373,9 +381,15 @@ def test_the_figures_are_pictures_and_the_tables_add_up(workspace: Path) -> None
         assert sum(int(row["images"]) for row in csv.DictReader(file)) == 300
 
 
-def test_the_same_settings_give_the_same_bytes(workspace: Path) -> None:
+@pytest.mark.parametrize("cache", ["same", "new"])
+def test_neither_threads_nor_what_was_kept_change_a_byte(
+    workspace: Path, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = {path: path.read_bytes() for path in run("synthetic").rglob("*") if path.is_file()}
-    assert {path: path.read_bytes() for path in run("synthetic").rglob("*") if path.is_file()} == first
+    if cache == "new":
+        monkeypatch.setenv("FORGELINE_CACHE", str(tmp_path / "empty"))
+    again = run("synthetic", threads=3)
+    assert {path: path.read_bytes() for path in again.rglob("*") if path.is_file()} == first
 
 
 @pytest.mark.parametrize(
@@ -419,7 +433,7 @@ def test_translations_that_change_nothing_do_not_measure_as_the_domains_they_sho
 
     def over_floor(labels: np.ndarray) -> float:
         same = dataclasses.replace(held_out, labels=labels, translated=True)
-        metrics = evaluate(same, train, held_out, classes=CLASSES, judges=judges, params=PARAMS).metrics
+        metrics = evaluated(same, train, held_out, classes=CLASSES, judges=judges, params=PARAMS).metrics
         return float(metrics["fidelity"]["fid"] / metrics["floor"]["fid"])
 
     assert over_floor(held_out.labels) == pytest.approx(0, abs=1e-4)
