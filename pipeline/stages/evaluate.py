@@ -20,7 +20,7 @@ import torch
 from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.gan.family import ImageSpec, load_family
-from pipeline.gan.model import Model
+from pipeline.gan.model import CHUNK, Model
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder
 from pipeline.metrics import fidelity, modes, neighbours, parzen
@@ -30,6 +30,7 @@ from pipeline.metrics.once import numbers, once
 from pipeline.params import Document
 from pipeline.report import figures
 
+_SAMPLED_AT_ONCE = 8 * CHUNK
 _UNTRAINED = 2000  # samples of a generator before training: they are far off, by however many
 
 
@@ -426,10 +427,10 @@ def run(document: Document, which: Literal["model", "synthetic"]) -> None:
     pretrained = Pretrained(params) if params.extractor != IN_DOMAIN else None
     # Held out is what nothing was chosen on: snapshots and the distance of copies are, on the validation split.
     train, held_out = _real(real, "train"), _real(real, "test")
-    generated, untrained, round_trip = (
-        _from_model(real, params) if which == "model" else (_from_set(real, params), None, None)
-    )
     with side_by_side(params.threads) as pool:
+        generated, untrained, round_trip = (
+            _from_model(real, params, pool) if which == "model" else (_from_set(real, params), None, None)
+        )
         found = evaluate(
             generated,
             train,
@@ -456,7 +457,7 @@ def _real(real: ImageSet, split: str) -> Images:
     return Images(images=images, labels=labels, description=description)
 
 
-def _from_model(real: ImageSet, params: Params) -> tuple[Images, Images, RoundTrip | None]:
+def _from_model(real: ImageSet, params: Params, pool: Executor) -> tuple[Images, Images, RoundTrip | None]:
     """Samples of the trained generator, and of the same one before training.
 
     One that translates gets the held-out images to translate, and the round trip of these is the third.
@@ -477,13 +478,19 @@ def _from_model(real: ImageSet, params: Params) -> tuple[Images, Images, RoundTr
     drawn = f"samples of {name} (seed {params.seed}, spread 1)"
     origin = f"translations of the test split by {name}" if model.translates else drawn
     before = dataclasses.replace(model, generator=generator)
-    generated = _sampled(model, f"unfiltered {origin}", params, params.max_images)
-    untrained = _sampled(before, f"untrained {origin}", params, min(_UNTRAINED, params.max_images))
+    generated = _sampled(model, f"unfiltered {origin}", params, params.max_images, pool)
+    untrained = _sampled(before, f"untrained {origin}", params, min(_UNTRAINED, params.max_images), pool)
     return generated, untrained, model.round_trip(len(generated.images) // 2) if model.translates else None
 
 
-def _sampled(model: Model, description: str, params: Params, count: int) -> Images:
-    images, labels = model.sample(seed=params.seed, start=0, count=model.distinct(count))
+def _sampled(model: Model, description: str, params: Params, count: int, pool: Executor) -> Images:
+    count = model.distinct(count)
+
+    def sample(start: int) -> tuple[np.ndarray, np.ndarray]:
+        return model.sample(seed=params.seed, start=start, count=min(_SAMPLED_AT_ONCE, count - start))
+
+    parts = pool.map(sample, range(0, count, _SAMPLED_AT_ONCE))
+    images, labels = map(np.concatenate, zip(*parts, strict=True))
     return Images(images=images, labels=labels, description=description, translated=model.translates)
 
 
