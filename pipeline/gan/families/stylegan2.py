@@ -78,6 +78,8 @@ class Mapping(nn.Module):
     def __init__(self, config: Config, classes: int) -> None:
         super().__init__()
         self.join = LabelJoin(config.latent_size, classes, config.latent_size)
+        if self.join.embedding is not None:  # louder, and the images of a label come to look alike
+            nn.init.normal_(self.join.embedding.weight, 0, classes**-0.5)
         sizes = [self.join.size, *[config.style_size] * config.mapping_layers]
         self.layers = nn.ModuleList(
             EqualizedLinear(*pair, rate=config.mapping_rate) for pair in itertools.pairwise(sizes)
