@@ -67,7 +67,7 @@ def place_of(clone: Path, settings: RunSettings, *, scheduled: bool) -> Iterator
         yield Place(clone=clone, workspace=clone, pull=False, remembered=last)
         return
     commit = head_of(clone, settings.branch)
-    with _checkout(clone, commit) as workspace:
+    with checkout(clone, commit) as workspace:
         if settings.record and (tip := tip_of(clone, settings.record)):
             made = git(workspace, "log", "-1", "--format=%H", f"--grep=^{RUN}", tip)
             last = file_at(workspace, made, LOCK) if made else None
@@ -95,15 +95,15 @@ def changed_stages(workspace: Path) -> tuple[str, ...]:
 
 
 @contextmanager
-def _checkout(clone: Path, commit: str) -> Iterator[Path]:
+def checkout(clone: Path, commit: str) -> Iterator[Path]:
     """A git worktree at `commit` with the clone's cache and remotes. What killed runs left behind is removed first."""
     runs = clone / _STATE / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     for lock in runs.glob("*.lock"):
-        with suppress(FailedError), _held(lock):
+        with suppress(FailedError), held(lock):
             _remove(clone, lock)
     lock = runs / f"{secrets.token_hex(6)}.lock"
-    with _held(lock):
+    with held(lock):
         folder = lock.with_suffix("")
         git(clone, "worktree", "add", "--quiet", "--detach", str(folder), commit)
         try:
@@ -115,7 +115,7 @@ def _checkout(clone: Path, commit: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _held(lock: Path) -> Iterator[None]:
+def held(lock: Path) -> Iterator[None]:
     """Hold the lock, which the system frees when this process ends, however it ends."""
     descriptor = os.open(lock, os.O_CREAT | os.O_RDWR)
     try:

@@ -15,9 +15,7 @@ _RECORDED = (LOCK, paths.PARAMS)
 
 def check_recordable(place: Place, branch: str) -> None:
     """Raise UserError where a commit could not say all that was run, or where `branch` is open in a working tree."""
-    said = git(place.workspace, "status", "--porcelain", "--untracked-files=no", "--", ".")
-    names = [line[3:] for line in said.splitlines()]
-    if changed := [name for name in names if Path(name).name not in map(str, _RECORDED)]:
+    if changed := uncommitted(place.workspace):
         raise UserError(f"{changed[0]}: has uncommitted changes; needed a commit of them, as run.record is '{branch}'")
     if place.own and has_remote(place.clone):
         return  # only the remote's branch moves
@@ -26,6 +24,13 @@ def check_recordable(place: Place, branch: str) -> None:
         raise UserError(
             f"params.yaml: run.record is '{branch}', which is checked out here; needed a branch that only runs move"
         )
+
+
+def uncommitted(workspace: Path) -> list[str]:
+    """Tracked files that differ from HEAD, but params.yaml and dvc.lock, which every run takes along."""
+    said = git(workspace, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    names = [line[3:] for line in said.splitlines()]
+    return [name for name in names if Path(name).name not in map(str, _RECORDED)]
 
 
 def commit(place: Place, branch: str, title: str, lines: list[str], run: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
 from dvc.scm import SCMError
+from dvc.stage.cache import RunCacheNotFoundError, RunCacheNotSupported
 
 from pipeline.errors import FailedError, ForgelineError, UserError
 
@@ -32,6 +34,9 @@ _BUSY = re.compile(r"'.*' is busy, |Unable to acquire lock")
 _KILLED = {-signal.SIGKILL, 128 + signal.SIGKILL}  # of the command, or of the shell that ran it
 
 
+logging.getLogger("dvc.stage.cache").setLevel(logging.WARNING)  # what is restored in this process we tell ourselves
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageRun:
     """What became of a stage: its command ran, nothing had changed, or DVC restored the outputs of an earlier run."""
@@ -42,11 +47,18 @@ class StageRun:
 
 
 def reproduce(
-    stage: str, workspace: Path, *, pull: bool = False, started: Callable[[], None], say: Callable[[str], None]
+    stage: str,
+    workspace: Path,
+    *,
+    pull: bool = False,
+    started: Callable[[], None],
+    say: Callable[[str], None],
+    group: Callable[[int], None] = lambda _: None,
 ) -> StageRun:
     """Bring `stage` up to date; call `started` when its command starts, and `say` with each line as it prints it.
 
-    With `pull`, what is neither here nor in the cache comes from the DVC remote, where it is there.
+    With `pull`, what is neither here nor in the cache comes from the DVC remote, where it is there. `group` is told the
+    process group that all of it happens in.
     Raises UserError when the stage's command ended with status 2, else FailedError, with the last line it printed.
     Whatever interrupts this, even in a signal handler, ends every process of the stage first.
     """
@@ -56,6 +68,7 @@ def reproduce(
     command = [sys.executable, "-m", "dvc", "repro", "-s", stage, *(["--pull"] if pull else [])]
     with _process_group(command, workspace) as process:
         assert process.stdout is not None
+        group(process.pid)
         said = _Said(started, say)
         for line in process.stdout:
             said.take(line.rstrip())
@@ -63,6 +76,24 @@ def reproduce(
     if status:
         raise said.error(stage)
     return StageRun(stage=stage, outcome=said.outcome, seconds=time.monotonic() - begun)
+
+
+def restore(stage: str, workspace: Path) -> bool:
+    """Bring the outputs that an earlier run of just this left, here or in the DVC remote; False where there are none.
+
+    The stage itself does not run, and nothing that is here is removed before there is something in its place.
+    """
+    try:
+        with chdir(workspace), Repo() as repo, lock_repo(repo):  # what DVC restores is relative to where one stands
+            with suppress(RunCacheNotSupported):
+                repo.stage_cache.pull(None)
+            (found,) = (each for each in repo.index.stages if each.name == stage)
+            repo.stage_cache.restore(found, pull=True)
+    except RunCacheNotFoundError:
+        return False
+    except (DvcException, SCMError) as error:
+        raise FailedError(f"stage '{stage}': cannot be fetched: {' '.join(str(error).split())}") from None
+    return True
 
 
 def is_unchanged(stage: str, workspace: Path) -> bool:

@@ -17,6 +17,7 @@ from flows import artifacts, recording
 from flows.drift import data_before, record_drift
 from flows.gate import Verdict, judge, show
 from flows.graph import Stage, read_stages
+from flows.handover import hand_over
 from flows.hiding import hidden
 from flows.place import Place, place_of
 from flows.repro import StageRun, reproduce
@@ -25,7 +26,7 @@ from pipeline.delivery import Published
 from pipeline.delivery.pointer import LATEST
 from pipeline.delivery.settings import PublishSettings, read_publish_settings
 from pipeline.delivery.workspace import open_workspace_store, publish_workspace
-from pipeline.errors import ForgelineError
+from pipeline.errors import ForgelineError, UserError, nearest
 from pipeline.params import Document
 from pipeline.progress import duration
 from pipeline.running import RunSettings, read_run_settings
@@ -78,18 +79,22 @@ def _retrain(place: Place, publish_url: str | None, scheduled: bool) -> State[An
         url = str(place.clone / url)
     if url:
         open_workspace_store(workspace, url)  # a wrong word is told before hours of training
+    names = [stage.name for stage in graph]
+    for name in settings.remote_stages:
+        if name not in names:
+            raise UserError(f"params.yaml: run.remote_stages has '{name}'; {nearest(name, names)}")
     if settings.record:
         recording.check_recordable(place, settings.record)
 
     states: dict[str, State[Any]] = {}
     if scheduled:
-        run_stages([stage for stage in graph if stage.probe], graph, place, states)
+        run_stages([stage for stage in graph if stage.probe], graph, place, states, settings)
         if place.as_remembered():
             _teller()("nothing new: data, code and settings are those of the last run")
             result = RunResult(stages=_runs(states), published=None)
             return Completed(name=NOTHING_NEW, message="data, code and settings are those of the last run", data=result)
     with data_before(place) as before:
-        run_stages([stage for stage in graph if stage.name not in states], graph, place, states)
+        run_stages([stage for stage in graph if stage.name not in states], graph, place, states, settings)
         artifacts.record(workspace)
         record_drift(before, workspace)
     stages = _runs(states)
@@ -137,21 +142,26 @@ def _publish(workspace: Path, url: str | None, settings: PublishSettings, verdic
     return cast("Published | None", publish(workspace, url, settings, refusal, return_state=True).result())
 
 
-def run_stages(stages: list[Stage], graph: tuple[Stage, ...], place: Place, states: dict[str, State[Any]]) -> None:
+def run_stages(
+    stages: list[Stage],
+    graph: tuple[Stage, ...],
+    place: Place,
+    states: dict[str, State[Any]],
+    settings: RunSettings,
+) -> None:
     """One after another, as a stage may use all cores; their states are added to `states`.
 
     Raises the first failure; what comes after it does not run.
     """
     for stage in stages:
-        states[stage.name] = run_stage(
-            stage.name,
-            place.workspace,
-            f"[{graph.index(stage) + 1}/{len(graph)}] {stage.name}",
-            place.pull,
-            return_state=True,
-            wait_for=[states[need] for need in stage.needs if need in states],  # drawn as arrows on the run's page
-        )
-        states[stage.name].result()  # raises what it failed with
+        title = f"[{graph.index(stage) + 1}/{len(graph)}] {stage.name}"
+        needed = [states[need] for need in stage.needs if need in states]  # drawn as arrows on the run's page
+        if stage.name in settings.remote_stages:
+            state = run_stage_elsewhere(stage, place.workspace, title, return_state=True, wait_for=needed)
+        else:
+            state = run_stage(stage.name, place.workspace, title, place.pull, return_state=True, wait_for=needed)
+        states[stage.name] = state
+        state.result()  # raises what it failed with
 
 
 def _runs(states: dict[str, State[Any]]) -> tuple[StageRun, ...]:
@@ -166,6 +176,21 @@ def run_stage(stage: str, workspace: Path, title: str, pull: bool = False) -> St
         run = reproduce(stage, workspace, pull=pull, started=lambda: say(title), say=lambda line: say(f"    {line}"))
     except ForgelineError as error:
         return _failed(error)
+    return _told(run, title, say)
+
+
+@task(name="stage", task_run_name="{stage.name}", cache_policy=NO_CACHE)
+def run_stage_elsewhere(stage: Stage, workspace: Path, title: str) -> StageRun | State[Any]:
+    """Bring one stage up to date by a machine of the work pool for such stages; ends as `run_stage` does."""
+    say = _teller()
+    try:
+        run = hand_over(stage, workspace, title, say)
+    except ForgelineError as error:
+        return _failed(error)
+    return _told(run, title, say)
+
+
+def _told(run: StageRun, title: str, say: Callable[[str], None]) -> StageRun | State[Any]:
     if run.outcome == "ran":
         say(f"{title}: done in {duration(run.seconds)}")
         return run

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -19,10 +20,13 @@ from flows.run import QUIET
 from pipeline.doctor import prefect_answers, read_all_params
 from pipeline.errors import FailedError, UserError, ending
 from pipeline.imageset.files import write_atomically
-from pipeline.running import POOL, UP, RunSettings, read_run_settings
+from pipeline.running import POOL, REMOTE_POOL, UP, RunSettings, read_run_settings
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 DEPLOYMENT = "retrain/nightly"
-PREFECT_FILE = Path("infra/prefect.yaml")
+PREFECT_FILE, REMOTE_PREFECT_FILE = Path("infra/prefect.yaml"), Path("infra/prefect-remote.yaml")
 _USUAL_PORT = 4200
 _START_SECONDS = 300  # of a busy machine; one that fails ends sooner
 _END_SECONDS = 40  # longer than a stage has to end
@@ -163,31 +167,17 @@ def _serve(standing: Standing, configured: str | None, workspace: Path, say: Cal
 
 
 def _deploy(workspace: Path, url: str, settings: RunSettings, say: Callable[[str], None]) -> None:
-    """The work pool, and what infra/prefect.yaml deploys into it, with the schedule of params.yaml."""
+    """The work pools, and what the files in infra deploy into them, with the schedule of params.yaml."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.client.schemas.schedules import CronSchedule
 
     from flows.telling import SILENT_SECONDS, WEBHOOK, automate, notification_block
 
     with get_client(sync_client=True) as client:
-        if POOL not in {pool.name for pool in client.read_work_pools()}:
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        command = [
-            sys.executable,
-            "-m",
-            "prefect",
-            "--no-prompt",
-            "deploy",
-            "--prefect-file",
-            str(PREFECT_FILE),
-            "--all",
-        ]
-        environment = os.environ | {"PREFECT_API_URL": url}
-        told = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True)
-        if told.returncode:
-            lines = [line.strip(" │╭╰─╮╯") for line in (told.stdout + told.stderr).splitlines()]
-            raise FailedError(f"{PREFECT_FILE}: cannot be deployed: {([*filter(None, lines)] or ['no word'])[-1]}")
+        _deploy_file(client, PREFECT_FILE, POOL, workspace, url)
+        if settings.remote_stages:
+            _deploy_file(client, REMOTE_PREFECT_FILE, REMOTE_POOL, workspace, url)
+            say(f"remote stages: {', '.join(settings.remote_stages)}, by machines with a worker of '{REMOTE_POOL}'")
         deployment = client.read_deployment_by_name(DEPLOYMENT)
         schedule = CronSchedule(cron=settings.cron, timezone=settings.timezone) if settings.cron else None
         for each in deployment.schedules:
@@ -198,6 +188,20 @@ def _deploy(workspace: Path, url: str, settings: RunSettings, say: Callable[[str
     say(f"deployment: {DEPLOYMENT}, {when}")
     nobody = f"nobody: run.notify names no block, and {WEBHOOK} no webhook"
     say(f"told of the end of runs: {(settings.notify or 'the webhook of $' + WEBHOOK) if block else nobody}")
+
+
+def _deploy_file(client: SyncPrefectClient, file: Path, pool: str, workspace: Path, url: str) -> None:
+    """All deployments of the file, and the work pool that they name where there is none yet."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    if pool not in {each.name for each in client.read_work_pools()}:
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(file), "--all"]
+    environment = os.environ | {"PREFECT_API_URL": url}
+    told = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True)
+    if told.returncode:
+        lines = [line.strip(" │╭╰─╮╯") for line in (told.stdout + told.stderr).splitlines()]
+        raise FailedError(f"{file}: cannot be deployed: {([*filter(None, lines)] or ['no word'])[-1]}")
 
 
 def _work(standing: Standing, workspace: Path, say: Callable[[str], None]) -> None:

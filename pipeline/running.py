@@ -10,6 +10,8 @@ from typing import Literal
 from pipeline.params import Document
 
 POOL = "forgeline"  # the work pool of Prefect's that runs are deployed to
+REMOTE_POOL = "forgeline-remote"  # that of machines which only run the stages of run.remote_stages
+REMOTE_DEPLOYMENT = "elsewhere/stage"  # of the flow which runs such a stage
 UP = Path(".dvc/tmp/forgeline/up")  # what `forgeline up` has started here: up.json and logs; git ignores .dvc/tmp
 
 Metric = Literal[
@@ -63,13 +65,16 @@ class RunSettings:
     `cron` is when the deployed flow runs (`0 2 * * *`: at two every night), null where only a person starts it;
     `timezone` is the one that it means, as IANA names it. A scheduled run starts from the head of `branch`, in a
     checkout of its own; where that is null it happens in the clone as it is. `record` is the branch that each run adds
-    a commit to, null for none. `notify` is the block of Prefect's that tells people, as `slack-webhook/team`.
+    a commit to, null for none. `remote_stages` are handed to the work pool forgeline-remote, whose machines share
+    nothing with this one but the git remote `origin` and the DVC remote. `notify` is the block of Prefect's that tells
+    people, as `slack-webhook/team`.
     """
 
     cron: str | None = None
     timezone: str = "UTC"
     branch: str | None = None
     record: str | None = None
+    remote_stages: tuple[str, ...] = ()
     notify: str | None = None
     gate: Gate = field(default_factory=Gate)
 

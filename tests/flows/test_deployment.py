@@ -1,4 +1,4 @@
-"""infra/prefect.yaml deploys the flow as its comments say."""
+"""infra/prefect.yaml and prefect-remote.yaml deploy the flows as their comments say."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.flows import load_flow_from_entrypoint
+
+from pipeline.running import REMOTE_DEPLOYMENT, REMOTE_POOL
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,3 +44,23 @@ def test_the_deployment_waits_for_its_schedule_and_runs_one_at_a_time(
     assert deployment.entrypoint == "flows/retrain.py:retrain"
     monkeypatch.chdir(ROOT)
     assert load_flow_from_entrypoint(deployment.entrypoint).name == "retrain"
+
+
+def test_the_file_for_other_machines_deploys_what_needs_no_clone_there(prefect_server: str, prefect_home: Path) -> None:
+    with get_client(sync_client=True) as client:
+        if REMOTE_POOL not in {pool.name for pool in client.read_work_pools()}:
+            client.create_work_pool(WorkPoolCreate(name=REMOTE_POOL, type="process"))
+        subprocess.run(
+            [sys.executable, "-m", "prefect", "deploy", "--prefect-file", "infra/prefect-remote.yaml", "--all"],
+            cwd=ROOT,
+            env=os.environ | {"PREFECT_API_URL": prefect_server},
+            check=True,
+            capture_output=True,
+        )
+        deployment = client.read_deployment_by_name(REMOTE_DEPLOYMENT)
+    assert deployment.work_pool_name == REMOTE_POOL
+    assert not deployment.pull_steps
+    settings = deployment.parameter_openapi_schema["properties"]
+    assert all("description" in setting for setting in settings.values())
+    assert deployment.entrypoint is not None
+    assert load_flow_from_entrypoint(deployment.entrypoint).name == "elsewhere"

@@ -142,3 +142,25 @@ UTILITY_ROW = {
     "gain_over_real": {"mean": 1.5, "low": 1.0, "high": 2.0},
     "gain_over_real_long": {"mean": -0.25, "low": -0.75, "high": 0.25},
 }
+
+
+def test_a_remote_stage_that_is_none_is_told_before_anything_runs(three_stages: Workspace, prefect_server: str) -> None:
+    folder = three_stages("cp a.txt b.txt")
+    (folder / "params.yaml").write_text("publish: {url: null, name: toy}\nrun: {remote_stages: [midle]}\n")
+    with pytest.raises(UserError, match=r"^params.yaml: run.remote_stages has 'midle'; did you mean 'middle'\?$"):
+        retrain(folder)
+    assert not (folder / "a.txt").exists()
+
+
+def test_a_remote_stage_never_runs_here(three_stages: Workspace, client: SyncPrefectClient) -> None:
+    folder = three_stages("cp a.txt b.txt")
+    (folder / "params.yaml").write_text("publish: {url: null, name: toy}\nrun: {remote_stages: [middle]}\n")
+    state = retrain(folder, return_state=True)
+    assert state.is_failed()
+    assert state.message == (
+        "params.yaml: run.remote_stages names middle; needed a git remote 'origin' that the other machine knows too"
+    )
+    assert not (folder / "b.txt").exists()
+    run = flow_run_of(client, state)
+    expected = {"probe": "Completed", "middle": "Failed"}
+    assert tasks_of(client, run, expected) == expected

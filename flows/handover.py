@@ -1,0 +1,186 @@
+"""A stage is handed to another machine, which shares only the git remote and the DVC remote: its outputs come back.
+
+This machine pushes code and inputs, follows the run there, and hands the stage over again when that machine is lost. It
+never runs the stage itself: what is not in the DVC remote afterwards is told.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import LogSort
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling, Crashed
+
+from flows.commands import REMOTE, dvc, git, has_remote
+from flows.elsewhere import LEASE_SECONDS, SPOKEN, key_of, state_store
+from flows.graph import Stage
+from flows.mirror import LEASE
+from flows.place import LOCK
+from flows.recording import uncommitted
+from flows.repro import StageRun, is_unchanged, reproduce, restore
+from pipeline import paths
+from pipeline.delivery.stores import Store
+from pipeline.errors import FailedError, UserError
+from pipeline.running import REMOTE_DEPLOYMENT, REMOTE_POOL
+
+_LOOK_SECONDS = 2.0  # between looks at the run
+_MACHINES = 5  # that may be lost before the run gives up
+_SILENT_LEASES = 3  # a machine that has not renewed its lease for so long is lost
+
+
+def hand_over(
+    stage: Stage, workspace: Path, title: str, say: Callable[[str], None], lease_seconds: float = LEASE_SECONDS
+) -> StageRun:
+    """Bring the stage up to date by a machine of the work pool. Raises UserError where what is needed is not there."""
+    begun = time.monotonic()
+    if is_unchanged(stage.name, workspace):
+        return StageRun(stage=stage.name, outcome="unchanged", seconds=time.monotonic() - begun)
+    if restore(stage.name, workspace):
+        _note(stage.name, workspace)
+        return StageRun(stage=stage.name, outcome="restored", seconds=time.monotonic() - begun)
+    work = _prepare(stage, workspace)
+    say(title)
+    with get_client(sync_client=True) as client:
+        for _ in range(_MACHINES):
+            if _follow(client, work, say, lease_seconds):
+                break
+            say("    that machine is lost; the next one goes on from what it mirrored")
+        else:
+            raise FailedError(
+                f"stage '{stage.name}': {_MACHINES} machines of {REMOTE_POOL} were lost, one after another"
+            )
+    git(workspace, "push", "--quiet", "--no-verify", REMOTE, f":{work.ref}")
+    if not restore(stage.name, workspace):
+        raise FailedError(
+            f"stage '{stage.name}': ran in the work pool '{REMOTE_POOL}', but its outputs are not in the DVC remote of "
+            "this machine; needed the same remote on both"
+        )
+    _note(stage.name, workspace)
+    return StageRun(stage=stage.name, outcome="ran", seconds=time.monotonic() - begun)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """`parameters` of the flow `elsewhere`; where its state is mirrored; the git reference that names the commit."""
+
+    stage: str
+    parameters: dict[str, str]
+    store: Store
+    key: str
+    ref: str
+
+
+def _prepare(stage: Stage, workspace: Path) -> _Work:
+    """Push code and inputs."""
+    setting = "params.yaml: run.remote_stages"
+    if not has_remote(workspace):
+        raise UserError(
+            f"{setting} names {stage.name}; needed a git remote '{REMOTE}' that the other machine knows too"
+        )
+    if changed := uncommitted(workspace):
+        raise UserError(
+            f"{changed[0]}: has uncommitted changes; needed a commit of them, as {setting} names {stage.name}"
+        )
+    store = state_store(workspace)
+    commit, folder = git(workspace, "rev-parse", "HEAD"), git(workspace, "rev-parse", "--show-prefix")
+    ref = f"refs/forgeline/{commit}"
+    git(workspace, "push", "--quiet", "--no-verify", "--force", REMOTE, f"HEAD:{ref}")
+    dvc(workspace, "push", "--quiet", *sorted(stage.needs))
+    repository = re.sub(r"(?<=://)[^/@]*@", "", git(workspace, "remote", "get-url", REMOTE))  # no password goes along
+    texts = ((workspace / path).read_text(encoding="utf-8") for path in (paths.PARAMS, LOCK))
+    parameters = dict(zip(("commit", "folder", "params", "lock"), (commit, folder, *texts), strict=True))
+    return _Work(
+        stage=stage.name,
+        parameters={"stage": stage.name, "repository": repository, **parameters},
+        store=store,
+        key=key_of(stage.name, **parameters),
+        ref=ref,
+    )
+
+
+def _note(stage: str, workspace: Path) -> None:
+    """In dvc.lock, that the outputs which are there are the stage's."""
+    reproduce(stage, workspace, pull=True, started=lambda: None, say=lambda _: None)
+
+
+def _follow(client: SyncPrefectClient, work: _Work, say: Callable[[str], None], lease_seconds: float) -> bool:
+    """One run of the deployment, its lines said here; False when its machine was lost.
+
+    Raises FailedError with what it failed with.
+    """
+    with _submitted(client, work, lease_seconds) as run:
+        say(f"    handed to the work pool '{REMOTE_POOL}' as {run.name}")
+        heard, pulse = 0, _Pulse(work.store, f"{work.key}/{LEASE}", _SILENT_LEASES * lease_seconds)
+        while True:
+            state = client.read_flow_run(run.id).state
+            assert state is not None
+            before = heard
+            lines, heard = _lines(client, run.id, before)
+            for line in lines:
+                say(f"    {line}")
+            if state.is_final() and heard == before:
+                break
+            if state.type == StateType.RUNNING and pulse.stopped():
+                client.set_flow_run_state(run.id, Crashed(message="its machine is silent"), force=True)
+            time.sleep(_LOOK_SECONDS)
+    if state.is_completed():
+        return True
+    if state.is_crashed():
+        return False
+    raise FailedError(f"stage '{work.stage}' in the work pool '{REMOTE_POOL}': {state.message or state.name}")
+
+
+@contextmanager
+def _submitted(client: SyncPrefectClient, work: _Work, lease_seconds: float) -> Iterator[FlowRun]:
+    """A run of the deployment; cancelled when the block is left by an exception, as when this run is cancelled."""
+    try:
+        deployment = client.read_deployment_by_name(REMOTE_DEPLOYMENT)
+    except ObjectNotFound:
+        raise UserError(
+            f"params.yaml: run.remote_stages names {work.stage}; needed the deployment '{REMOTE_DEPLOYMENT}' on the "
+            "server that PREFECT_API_URL names: 'prefect deploy --prefect-file infra/prefect-remote.yaml --all'"
+        ) from None
+    parameters = {**work.parameters, "lease_seconds": lease_seconds}
+    run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+    try:
+        yield run
+    except BaseException:
+        found = client.read_flow_run(run.id).state
+        if found is not None and not found.is_final():
+            client.set_flow_run_state(run.id, Cancelling())
+        raise
+
+
+def _lines(client: SyncPrefectClient, run: UUID, heard: int) -> tuple[list[str], int]:
+    """What the stage has printed there after the first `heard` records of its log, and how many there are now."""
+    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]))
+    found = client.read_logs(wanted, offset=heard, sort=LogSort.TIMESTAMP_ASC)
+    return [log.message for log in found if log.name.endswith(f".{SPOKEN}")], heard + len(found)
+
+
+@dataclass
+class _Pulse:
+    """The lease of who works, as it is seen from here."""
+
+    store: Store
+    path: str
+    patience: float
+    seen: bytes | None = None
+    since: float = field(default_factory=time.monotonic)
+
+    def stopped(self) -> bool:
+        """Whether it has not changed for longer than the patience."""
+        found = self.store.read(self.path)
+        if found is None or found[0] != self.seen:
+            self.seen, self.since = found[0] if found else None, time.monotonic()
+        return time.monotonic() - self.since > self.patience

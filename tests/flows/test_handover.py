@@ -1,0 +1,254 @@
+"""`train` handed to another machine for real: a Prefect server, process workers, a bare git repository, moto's S3.
+
+Each worker is a machine of its own: it has its own cache, and shares nothing with the parent but the two remotes. The
+tests share one project, the digits recipe with small budgets.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from pathlib import Path
+
+import boto3
+import psutil
+import pytest
+from moto.server import ThreadedMotoServer
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectNotFound
+from ruamel.yaml import YAML
+
+from flows.graph import read_stages
+from flows.handover import hand_over
+from flows.repro import StageRun
+from pipeline.errors import FailedError, UserError
+from pipeline.running import REMOTE_POOL
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 600  # on a busy machine
+LEASE_SECONDS = 8.0
+
+
+class Project:
+    """A clone with a git remote and a DVC remote, where all that `train` needs has been made."""
+
+    def __init__(self, root: Path, environment: dict[str, str]) -> None:
+        self.root, self.environment = root, environment
+
+    def run(self, *words: str) -> str:
+        ended = subprocess.run(words, cwd=self.root, env=self.environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
+    def set(self, **train: object) -> None:
+        yaml, path = YAML(), self.root / "params.yaml"
+        document = yaml.load(path)
+        document["train"].update(train)
+        yaml.dump(document, path)
+
+    def hand_over(self, say: Callable[[str], None]) -> StageRun:
+        (stage,) = (stage for stage in read_stages(self.root) if stage.name == "train")
+        return hand_over(stage, self.root, "[5/10] train", say, LEASE_SECONDS)
+
+    def model(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (self.root / "out/model").iterdir()}
+
+    def made_here(self) -> dict[str, bytes]:
+        """The model as this machine makes it, which then forgets that it did."""
+        self.run("forgeline", "stage", "train")
+        made = self.model()
+        for name in ("model", "training"):
+            shutil.rmtree(self.root / "out" / name)
+        return made
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def project(s3: str, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    folder = tmp_path_factory.mktemp("handed")
+    environment = {
+        "AWS_ENDPOINT_URL_S3": s3,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "FORGELINE_CACHE": str(folder / "cache"),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        root = folder / "clone"
+        root.mkdir()
+        made = Project(root, dict(os.environ) | {"PYTHONPATH": str(root)})
+        for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"):
+            shutil.copy(ROOT / name, root / name)
+        for name in ("pipeline", "flows"):
+            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        subprocess.run(["git", "init", "--quiet", "--bare", str(folder / "remote.git")], check=True)
+        made.run("git", "init", "--quiet")
+        made.run("git", "remote", "add", "origin", str(folder / "remote.git"))
+        made.run("dvc", "init", "--quiet")
+        made.run("dvc", "remote", "add", "--default", "store", "s3://bucket/dvc")
+        made.run("dvc", "remote", "modify", "store", "endpointurl", s3)
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yaml, path = YAML(), root / "params.yaml"
+        document = yaml.load(path)
+        document["features"]["images_seen"] = 2000
+        document["train"] |= {"images": 40_000, "snapshot_images": 20_000}
+        yaml.dump(document, path)
+        made.run("git", "add", "-A")
+        made.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "t")
+        made.run("dvc", "repro", "--quiet", "features")
+        with get_client(sync_client=True) as client:
+            with suppress(ObjectNotFound):
+                client.delete_work_pool(REMOTE_POOL)
+            client.create_work_pool(WorkPoolCreate(name=REMOTE_POOL, type="process"))
+        command = ["deploy", "--prefect-file", "infra/prefect-remote.yaml", "--all"]
+        subprocess.run(
+            [sys.executable, "-m", "prefect", *command],
+            cwd=ROOT,
+            env=dict(os.environ) | {"PREFECT_API_URL": prefect_server},
+            check=True,
+            capture_output=True,
+        )
+        yield made
+
+
+@contextmanager
+def machine(folder: Path, prefect_server: str) -> Iterator[None]:
+    """A worker, with a cache and a folder of its own, which vanishes at the end of the block."""
+    folder.mkdir()
+    with (folder / "log").open("wb") as log:
+        worker = psutil.Popen(
+            [sys.executable, "-m", "prefect", "worker", "start", "--pool", REMOTE_POOL, "--name", folder.name],
+            cwd=folder,
+            env=dict(os.environ)
+            | {
+                "PREFECT_API_URL": prefect_server,
+                "FORGELINE_CACHE": str(folder / "cache"),
+                "PYTHONPATH": str(ROOT),
+                "PREFECT_WORKER_QUERY_SECONDS": "1",
+            },
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            yield
+        finally:
+            kill_all(worker)
+
+
+def kill_all(worker: psutil.Process) -> None:
+    """As when a machine loses its power: nobody of them says a word any more."""
+    with suppress(psutil.NoSuchProcess):
+        worker.suspend()
+        everybody = [*worker.children(recursive=True), worker]
+        for process in everybody:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        psutil.wait_procs(everybody, timeout=60)
+
+
+def test_the_outputs_of_another_machine_come_back_as_if_made_here(
+    project: Project, prefect_server: str, tmp_path: Path
+) -> None:
+    expected = project.made_here()
+    said: list[str] = []
+    with machine(tmp_path / "one", prefect_server):
+        assert project.hand_over(said.append).outcome == "ran"
+    assert project.model() == expected
+    assert said[0] == "[5/10] train"
+    assert said[1].startswith(f"    handed to the work pool '{REMOTE_POOL}' as ")
+    assert any(line.startswith("    train: kept the generator of ") for line in said)
+    assert project.run("dvc", "status", "train").strip().endswith("up to date.")
+    assert project.run("git", "ls-remote", "origin", "refs/forgeline/*") == ""
+    assert project.hand_over(said.append).outcome == "unchanged"
+    shutil.rmtree(project.root / "out/model")
+    shutil.rmtree(project.root / ".dvc/cache/files")  # nor is anything handed over that the remote has
+    assert project.hand_over(said.append).outcome == "restored"
+    assert project.model() == expected
+    project.run("dvc", "pull", "--quiet", "features")
+
+
+def test_a_machine_that_vanishes_is_noticed_and_another_goes_on(
+    project: Project, prefect_server: str, tmp_path: Path
+) -> None:
+    project.set(images=400_000, snapshot_images=100_000)
+    said: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        with machine(tmp_path / "first", prefect_server):
+            handed = pool.submit(copy_context().run, project.hand_over, said.append)  # with Prefect's settings of now
+            wait_for(mirrored, handed.done)
+        with machine(tmp_path / "second", prefect_server):
+            assert handed.result(PATIENCE_SECONDS).outcome == "ran"
+    assert "    that machine is lost; the next one goes on from what it mirrored" in said
+    assert "    goes on from the state that was mirrored" in said
+    assert any(line.startswith("    train: goes on from the checkpoint at ") for line in said)
+    found = project.model()
+    project.run("dvc", "repro", "--quiet", "--force", "--single-item", "--no-commit", "train")
+    assert project.model() == found
+    assert not mirrored()
+
+
+def mirrored() -> bool:
+    """Whether there is a copy of a state in the store."""
+    found = boto3.client("s3").list_objects_v2(Bucket="bucket", Prefix="dvc/state/").get("Contents", [])
+    return any(each["Key"].endswith(".tar") for each in found)
+
+
+def wait_for(true: Callable[[], bool], over: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not true():
+        assert not over()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_what_the_other_machine_refuses_is_told_here(project: Project, prefect_server: str, tmp_path: Path) -> None:
+    project.set(batch_size=1)
+    try:
+        with (
+            machine(tmp_path / "one", prefect_server),
+            pytest.raises(FailedError, match=r"work pool 'forgeline-remote': stage 'train': .*batch_size is 1; needed"),
+        ):
+            project.hand_over(lambda _: None)
+    finally:
+        project.set(batch_size=128)
+
+
+def test_uncommitted_code_is_not_handed_over(project: Project) -> None:
+    project.set(seed=7)
+    changed = project.root / "pipeline/paths.py"
+    before = changed.read_text()
+    changed.write_text(before + "# changed\n")
+    try:
+        with pytest.raises(UserError, match=r"^pipeline/paths.py: has uncommitted changes; needed a commit of them"):
+            project.hand_over(lambda _: None)
+    finally:
+        changed.write_text(before)
+
+
+def test_without_the_deployment_it_says_how_to_make_it(project: Project) -> None:
+    project.set(seed=8)
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("elsewhere/stage")
+        client.delete_deployment(deployment.id)
+    with pytest.raises(UserError, match=r"needed the deployment 'elsewhere/stage' on the server .*: 'prefect deploy "):
+        project.hand_over(lambda _: None)
