@@ -29,6 +29,7 @@ from pipeline.imageset.layout import (
     shard_name,
     shard_schema,
 )
+from pipeline.progress import progress
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _SHARD = {"path": str, "split": str, "rows": int, "bytes": int, "sha256": str}
@@ -187,7 +188,8 @@ class ImageSet:
                     counts[row[:2]] += 1
                     yield row
 
-        pixels = fingerprint(schema, self.classes, rows())
+        total = sum(shard.rows for shard in self.shards)
+        pixels = fingerprint(schema, self.classes, progress(rows(), "verify", total, "images"))
         for split, needed in self.counts.items():
             if (found := tuple(counts[split, label] for label in range(len(needed)))) != needed:
                 raise FailedError(f"{self.root / IMAGESET_JSON}: counts.{split} is {needed}; its shards hold {found}")

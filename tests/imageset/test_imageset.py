@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -158,8 +159,11 @@ class TestTable:
 
 
 class TestVerify:
-    def test_a_sound_set(self, write: Write) -> None:
-        write().verify()
+    def test_a_sound_set_is_counted_as_it_is_read(self, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+        imageset = write()
+        imageset.verify()
+        images = sum(shard.rows for shard in imageset.shards)
+        assert re.fullmatch(rf"verify: {images} of {images} images, [\d,]+ a second\n", capsys.readouterr().err)
 
     @pytest.mark.parametrize("where", [4, 0.3, 0.6, 0.9, -5])
     def test_a_flipped_bit(self, write: Write, where: float) -> None:
