@@ -130,7 +130,9 @@ def _follow(client: SyncPrefectClient, work: _Work, say: Callable[[str], None], 
                 say(f"    {line}")
             if state.is_final() and heard == before:
                 break
-            if state.type == StateType.RUNNING and pulse.stopped():
+            if state.type != StateType.RUNNING:
+                pulse.rest()
+            elif pulse.stopped():
                 client.set_flow_run_state(run.id, Crashed(message="its machine is silent"), force=True)
             time.sleep(_LOOK_SECONDS)
     if state.is_completed():
@@ -177,6 +179,10 @@ class _Pulse:
     patience: float
     seen: bytes | None = None
     since: float = field(default_factory=time.monotonic)
+
+    def rest(self) -> None:
+        """Nobody is at work, so that nobody is silent."""
+        self.since = time.monotonic()
 
     def stopped(self) -> bool:
         """Whether it has not changed for longer than the patience."""

@@ -132,7 +132,7 @@ def project(s3: str, prefect_server: str, tmp_path_factory: pytest.TempPathFacto
 
 
 @contextmanager
-def machine(folder: Path, prefect_server: str) -> Iterator[None]:
+def machine(folder: Path, prefect_server: str) -> Iterator[psutil.Process]:
     """A worker, with a cache and a folder of its own, which vanishes at the end of the block."""
     folder.mkdir()
     with (folder / "log").open("wb") as log:
@@ -150,7 +150,7 @@ def machine(folder: Path, prefect_server: str) -> Iterator[None]:
             stderr=log,
         )
         try:
-            yield
+            yield worker
         finally:
             kill_all(worker)
 
@@ -201,6 +201,26 @@ def test_a_machine_that_vanishes_is_noticed_and_another_goes_on(
     assert "    that machine is lost; the next one goes on from what it mirrored" in said
     assert "    goes on from the state that was mirrored" in said
     assert any(line.startswith("    train: goes on from the checkpoint at ") for line in said)
+    check_made_as_undisturbed(project)
+
+
+def test_a_machine_that_is_told_to_end_leaves_its_last_checkpoint_to_the_next(
+    project: Project, prefect_server: str, tmp_path: Path
+) -> None:
+    project.set(images=400_000, snapshot_images=100_000, seed=3)
+    said: list[str] = []
+    with ThreadPoolExecutor(1) as pool, machine(tmp_path / "one", prefect_server) as worker:
+        handed = pool.submit(copy_context().run, project.hand_over, said.append)
+        wait_for(mirrored, handed.done)
+        (run,) = worker.children()
+        run.terminate()
+        assert handed.result(PATIENCE_SECONDS).outcome == "ran"
+    assert not any("has been silent" in line for line in said)  # the lease was given back
+    assert "    goes on from the state that was mirrored" in said
+    check_made_as_undisturbed(project)
+
+
+def check_made_as_undisturbed(project: Project) -> None:
     found = project.model()
     project.run("dvc", "repro", "--quiet", "--force", "--single-item", "--no-commit", "train")
     assert project.model() == found
