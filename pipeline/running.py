@@ -10,7 +10,7 @@ from typing import Literal
 from pipeline.params import Document
 
 POOL = "forgeline"  # the work pool of Prefect's that runs are deployed to
-REMOTE_POOL = "forgeline-remote"  # that of machines which only run the stages of run.remote_stages
+REMOTE_POOL = "forgeline-gpu"  # that of machines which only run the stages of run.remote_stages
 REMOTE_DEPLOYMENT = "elsewhere/stage"  # of the flow which runs such a stage
 UP = Path(".dvc/tmp/forgeline/up")  # what `forgeline up` has started here: up.json and logs; git ignores .dvc/tmp
 
@@ -65,7 +65,7 @@ class RunSettings:
     `cron` is when the deployed flow runs (`0 2 * * *`: at two every night), null where only a person starts it;
     `timezone` is the one that it means, as IANA names it. A scheduled run starts from the head of `branch`, in a
     checkout of its own; where that is null it happens in the clone as it is. `record` is the branch that each run adds
-    a commit to, null for none. `remote_stages` are handed to the work pool forgeline-remote, whose machines share
+    a commit to, null for none. `remote_stages` are handed to the work pool forgeline-gpu, whose machines share
     nothing with this one but the git remote `origin` and the DVC remote. `notify` is the block of Prefect's that tells
     people, as `slack-webhook/team`.
     """
