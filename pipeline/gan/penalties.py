@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pipeline.gan.convolution import fast_penalties
+
 Discriminator = Callable[[Tensor], Tensor]  # images (B, C, H, W) → scores (B,), each a function of its own image
 
 
@@ -54,5 +56,7 @@ def lazy(step: int, every: int) -> int:
 def _gradients(discriminator: Discriminator, images: Tensor) -> Tensor:
     """∇D(x) of each image, flat (B, C·H·W), itself differentiable."""
     images = images.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
+    with fast_penalties():
+        scores = discriminator(images)
+    (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
     return gradient.flatten(1)
