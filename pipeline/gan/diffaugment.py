@@ -50,9 +50,9 @@ def translation(images: Tensor, draws: Draws) -> Tensor:
 def cutout(images: Tensor, draws: Draws) -> Tensor:
     """A square of half the size somewhere, also partly outside, becomes 0."""
     _, _, height, width = images.shape
-    centers = draws.uniform(2) * images.new_tensor([height, width])
-    rows = (torch.arange(height, device=images.device) + 0.5 - centers[:, :1]).abs() < height / 4
-    columns = (torch.arange(width, device=images.device) + 0.5 - centers[:, 1:]).abs() < width / 4
+    centers = draws.uniform(2)
+    rows = (torch.arange(height, device=images.device) + 0.5 - centers[:, :1] * height).abs() < height / 4
+    columns = (torch.arange(width, device=images.device) + 0.5 - centers[:, 1:] * width).abs() < width / 4
     return images * ~(rows[:, None, :, None] & columns[:, None, None, :])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, cast
 
@@ -88,6 +88,14 @@ class Family(nn.Module):
     config: Config
     generator: Generator
     balanced: bool = False  # whether it wants the classes by turns in a batch: labels 0, 1, …, 0, 1, …
+
+    def prepare(self, progress: Progress) -> Hashable | None:
+        """Set what changes from step to step, before the losses of the step are asked for.
+
+        Returns the kind of the step: what the losses do is the same for every batch of a kind, but for what was set in
+        buffers. On a GPU they are then recorded once and played again. None: that cannot be said, as here.
+        """
+        return None
 
     @abstractmethod
     def losses(self, real: Batch, progress: Progress) -> Iterator[tuple[str, Tensor]]:

@@ -6,7 +6,7 @@ here is what papers share: objective, penalties, discriminator steps, augmentati
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -96,13 +96,18 @@ class Family(family.Family):
         scores: Tensor = self.discriminator(images, like.labels)
         return scores
 
-    def penalty_weights(self, progress: Progress) -> tuple[float, float, float]:
-        """The γ of R1, the γ of R2 and the λ of the gradient penalty at this point of the run."""
-        return self.config.r1_gamma, self.config.r2_gamma, self.config.gradient_penalty
+    def prepare(self, progress: Progress) -> Hashable | None:
+        return self._turn(progress)
+
+    def _turn(self, progress: Progress) -> tuple[bool, int]:
+        """Whether the generator steps too, and how often the penalties count."""
+        config = self.config
+        generator_steps = (progress.step + 1) % config.discriminator_steps == 0
+        return generator_steps, penalties.lazy(progress.step, config.penalty_every)
 
     def losses(self, real: Batch, progress: Progress) -> Iterator[tuple[str, Tensor]]:
         config, objective = self.config, self.objective
-        generator_steps = (progress.step + 1) % config.discriminator_steps == 0
+        generator_steps, often = self._turn(progress)
         autocast = torch.autocast(real.images.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
         with autocast, torch.set_grad_enabled(generator_steps):
             fakes = self.augment(self.generator.sample_like(real).to(real.images.dtype), real.draws)
@@ -112,8 +117,8 @@ class Family(family.Family):
         loss = objective.discriminator(real_scores, fake_scores)
         if config.label_smoothing:
             loss = loss + objectives.smoothing(real_scores, config.label_smoothing)
-        if often := penalties.lazy(progress.step, config.penalty_every):
-            loss = loss + often * self._penalty(images, fakes, real, progress)
+        if often:
+            loss = loss + often * self.penalty(images, fakes, real)
         self._chart(progress, real_scores, fake_scores)
         if config.transformations and objective.boundary is not None and config.transformation_probability is None:
             over, images_seen = real_scores - objective.boundary, len(real.images) * world_size()
@@ -128,17 +133,18 @@ class Family(family.Family):
                     real_scores = self.score(images, real)
             yield "generator", objective.generator(real_scores.detach(), fake_scores)
 
-    def _penalty(self, images: Tensor, fakes: Tensor, real: Batch, progress: Progress) -> Tensor:
+    def penalty(self, images: Tensor, fakes: Tensor, real: Batch) -> Tensor:
+        """What is added to the discriminator's loss of these images, real and generated, where penalties count."""
+
         def score(shown: Tensor) -> Tensor:
             return self.score(shown, real)
 
-        r1_gamma, r2_gamma, weight = self.penalty_weights(progress)
-        total = images.new_zeros(())
-        if r1_gamma:
-            total = total + r1_gamma * penalties.r1(score, images)
-        if r2_gamma:
-            total = total + r2_gamma * penalties.r2(score, fakes)
-        if weight:
+        config, total = self.config, images.new_zeros(())
+        if config.r1_gamma:
+            total = total + config.r1_gamma * penalties.r1(score, images)
+        if config.r2_gamma:
+            total = total + config.r2_gamma * penalties.r2(score, fakes)
+        if weight := config.gradient_penalty:
             epsilon = real.draws.uniform(1, 1, 1)
             total = total + weight * penalties.gradient_penalty(score, images, fakes, epsilon)
         return total

@@ -1,8 +1,13 @@
-"""What this machine trains fastest with, measured where a run begins. The bits of a run depend on both answers."""
+"""What this machine computes with: its GPU where there is one, and what trains fastest on it.
+
+The last is measured where a run begins, and the bits of a run depend on it.
+"""
 
 from __future__ import annotations
 
+import os
 import time
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,6 +15,26 @@ import torch
 
 _WORTH = 1.5  # times as fast must bfloat16 be in a matrix product
 _ENOUGH = 1.1  # times the time of the fastest is fast enough: fewer threads then
+
+
+def device() -> torch.device:
+    """The GPU of this process where there is one, told to give the same bits each time; else the CPU.
+
+    On a GPU PyTorch has no such way for the gradients of `grid_sample` (the geometric ADA) and of reflection padding
+    (`cyclegan`): with these, runs differ in their last bits.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nobody reads it
+    warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def name() -> str:
+    """Of the device, as far as bits depend on it: the GPU's, or the instructions that the CPU has."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
 
 
 def fastest_precision(device: torch.device) -> Literal["bfloat16", "float32"]:

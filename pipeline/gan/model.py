@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.gan.batches import Batch, Draws
 from pipeline.gan.family import Generator, ImageSpec, load_family
+from pipeline.gan.machine import device
 from pipeline.gan.pixels import to_float, to_uint8
 
 CHUNK = 128  # images that are computed together, always: the same image in another batch size is other bytes
@@ -157,7 +158,7 @@ class Model:
             spec = ImageSpec(channels=described["channels"], image_size=described["image_size"], classes=len(classes))
             generator = family.Generator(config, spec)
             generator.load_state_dict(safetensors.torch.load(files[WEIGHTS]))
-            model = cls(**described, generator=generator.eval().requires_grad_(False))
+            model = cls(**described, generator=generator.to(device()).eval().requires_grad_(False))
         except Exception as error:
             raise UserError(f"{root}: is not a whole model: {' '.join(str(error).split())}") from None
         return model

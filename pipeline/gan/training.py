@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import FailedError
 from pipeline.gan import schedules
-from pipeline.gan.batches import Batches
+from pipeline.gan.batches import Batch, Batches
 from pipeline.gan.checkpoint import Checkpoints, Tree
 from pipeline.gan.distributed import (
     all_mean,
@@ -22,12 +23,14 @@ from pipeline.gan.distributed import (
     from_first,
     rank,
     synchronize_batch_norm,
+    world_size,
 )
 from pipeline.gan.family import Family, Generator, Progress
+from pipeline.gan.recording import Recorder
 
 CURVE_ROWS = 200  # of a whole run
 COLLAPSED = 0.5  # of the diversity of real images: samples below are said to have collapsed
-_UNSETTLED = 1024  # numbers that may wait on the device before they are looked at
+_UNSETTLED = 256  # steps whose numbers may wait on the device before they are looked at
 _CHECKPOINT_SHARE = 0.02  # of the time goes into checkpoints
 
 
@@ -68,7 +71,10 @@ class Trainer:
         self.snapshots: list[Snapshot] = []
         self.best: dict[str, Tensor] = {}  # the weights with the lowest score
         self._sums: dict[str, list[float]] = {}  # name → sum and count since the last row of the curves
-        self._unsettled: list[tuple[int, str, Tensor]] = []  # step, name, value; still on the device
+        self._unsettled: list[tuple[int, list[str], Tensor]] = []  # step, names, values; still on the device
+        draws = batches.generator
+        alone_on_gpu = draws.device.type == "cuda" and world_size() == 1  # several wait for each other within a step
+        self._recorder = Recorder(self._passes, self.parameters, draws) if alone_on_gpu else None
         self._live, self._averaged = _floating(family.generator), _floating(self.average)
 
     @property
@@ -106,19 +112,29 @@ class Trainer:
         return self.steps == 0 or self._passed(self.snapshot_images)
 
     def step(self) -> None:
-        progress = Progress(step=self.steps, images_seen=self.images_seen, total_images=self.total_images)
-        for player, loss in self.family.losses(self.batches.at(self.steps), progress):
-            optimizer = self.optimizers[player]
-            for group in optimizer.param_groups:
-                group.update(self.family.hyperparameters(player, progress))
-            optimizer.zero_grad(set_to_none=True)
+        with self._recorder.at_work() if self._recorder else nullcontext():
+            progress = Progress(step=self.steps, images_seen=self.images_seen, total_images=self.total_images)
+            kind, batch = self.family.prepare(progress), self.batches.at(self.steps)
+            passes = self._recorder(kind, batch, progress) if self._recorder else self._passes(batch, progress)
+            for player in passes:
+                average_gradients(self.parameters[player])
+                optimizer = self.optimizers[player]
+                for group in optimizer.param_groups:
+                    group.update(self.family.hyperparameters(player, progress))
+                optimizer.step()
+            self._update_average()
+            charts = progress.charts
+            self._unsettled.append((self.steps, list(charts), torch.stack([*charts.values()]).detach()))
+            self.steps += 1
+
+    def _passes(self, batch: Batch, progress: Progress) -> Iterator[str]:
+        """Forward and backward: each player when its parameters have the gradients of its loss."""
+        for player, loss in self.family.losses(batch, progress):
+            for parameter in self.parameters[player]:
+                parameter.grad = None
             torch.autograd.backward(loss, inputs=self.parameters[player])  # no gradient leaks into the opponent
-            average_gradients(self.parameters[player])
-            optimizer.step()
-            self._unsettled.append((self.steps, f"{player}_loss", loss.detach()))
-        self._unsettled += [(self.steps, name, value.detach()) for name, value in progress.charts.items()]
-        self._update_average()
-        self.steps += 1
+            progress.charts[f"{player}_loss"] = loss.detach()
+            yield player
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -132,8 +148,9 @@ class Trainer:
         """Bring the numbers of the last steps, means over all processes, to the host in one transfer; look at them."""
         if not self._unsettled:
             return
-        values = all_mean(torch.stack([value for _, _, value in self._unsettled]).double()).tolist()
-        for (step, name, _), value in zip(self._unsettled, values, strict=True):
+        values = all_mean(torch.cat([values for _, _, values in self._unsettled]).double()).tolist()
+        known = [(step, name) for step, names, _ in self._unsettled for name in names]
+        for (step, name), value in zip(known, values, strict=True):
             if not math.isfinite(value):
                 raise DivergedError(f"{name} is {value} in step {step:,}")
             total = self._sums.setdefault(name, [0.0, 0])

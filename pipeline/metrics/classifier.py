@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.errors import FailedError
+from pipeline.gan.machine import device
 from pipeline.gan.pixels import to_float
 
 _BATCH = 128
@@ -133,7 +134,8 @@ def train_classifier(
     `weights` (N,), not negative, say how often each image is shown relative to the others; none: all equally often.
     `class_weights` (K,) say how much the loss of an image counts, by its class.
     Images are always turned, zoomed and shifted a little, and mirrored with `flip`. AdamW, warm-up and cosine, float32;
-    at one thread count the same arguments give the same bits. Raises ValueError on what cannot be trained on.
+    at one thread count, or on a GPU, the same arguments give the same bits. Raises ValueError on what cannot be
+    trained on.
     """
     if len(images) == 0 or len(images) != len(labels):
         raise ValueError(f"images are {len(images)} with {len(labels)} labels; needed at least 1, each with its label")
@@ -150,16 +152,17 @@ def train_classifier(
             blocks=blocks,
             per_channel=per_channel,
         )
-    classifier.to(memory_format=torch.channels_last)
+    where = device()
+    classifier.to(memory_format=torch.channels_last).to(where)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=1e-2, fused=True)
     steps = math.ceil(images_seen / _BATCH)
     order = _order(np.ones(len(images)) if weights is None else weights, steps * _BATCH, random)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = learning_rate * _one_cycle((step + 1) / steps)
         rows = order[step * _BATCH : (step + 1) * _BATCH]
-        batch = _augment(to_float(torch.from_numpy(images[rows])), random, flip)
+        batch = _augment(to_float(torch.from_numpy(images[rows]).to(where)), random, flip)
         batch = batch.contiguous(memory_format=torch.channels_last)
-        loss = _loss(classifier(batch), torch.from_numpy(labels[rows]), class_weights)
+        loss = _loss(classifier(batch), torch.from_numpy(labels[rows]).to(where), class_weights)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -170,7 +173,7 @@ def _loss(logits: Tensor, labels: Tensor, class_weights: np.ndarray | None) -> T
     """Cross entropy with smoothed labels: the mean over the images, each counting as much as its class weighs."""
     if class_weights is None:
         return functional.cross_entropy(logits, labels, label_smoothing=0.05)
-    weights = torch.from_numpy(class_weights).to(logits.dtype)[labels]
+    weights = torch.from_numpy(class_weights).to(logits)[labels]
     losses = functional.cross_entropy(logits, labels, label_smoothing=0.05, reduction="none")
     return (weights * losses).sum() / weights.sum()
 
@@ -192,12 +195,12 @@ def _augment(images: Tensor, random: np.random.Generator, flip: bool) -> Tensor:
     By up to 0.15 radians, 10 % and 5 %, and a sixteenth of the size; mirrored at even odds when `flip`.
     """
     draws = random.uniform(-1, 1, (5, len(images))).astype(np.float32)
-    turn, zoom, stretch, right, down = torch.from_numpy(draws)
+    turn, zoom, stretch, right, down = torch.from_numpy(draws).to(images.device)
     across = torch.exp(0.1 * zoom)
     along = across * torch.exp(0.05 * stretch)
     if flip:
         mirrored = random.random(len(images), dtype=np.float32) < 0.5
-        across = across * torch.from_numpy(np.where(mirrored, np.float32(-1), np.float32(1)))
+        across = across * torch.from_numpy(np.where(mirrored, np.float32(-1), np.float32(1))).to(images.device)
     cosine, sine = torch.cos(0.15 * turn), torch.sin(0.15 * turn)
     top = torch.stack([across * cosine, -along * sine, right / 8], dim=1)  # an image spans 2: an eighth of 1
     bottom = torch.stack([across * sine, along * cosine, down / 8], dim=1)
@@ -216,7 +219,7 @@ def _one_cycle(progress: float) -> float:
 def predict(classifier: Classifier, images: np.ndarray) -> np.ndarray:
     """Class probabilities, float32 (N, classes), of uint8 `images` (N, C, H, W)."""
     folded = _folded(classifier)
-    parts = [functional.softmax(folded(batch), dim=1).numpy() for batch in _batches(images)]
+    parts = [functional.softmax(folded(batch), dim=1).cpu().numpy() for batch in _batches(folded, images)]
     return np.concatenate(parts) if parts else np.zeros((0, classifier.config["classes"]), np.float32)
 
 
@@ -224,7 +227,7 @@ def predict(classifier: Classifier, images: np.ndarray) -> np.ndarray:
 def embed(classifier: Classifier, images: np.ndarray) -> np.ndarray:
     """Globally pooled features, float32 (N, dimensions), of uint8 `images` (N, C, H, W)."""
     folded = _folded(classifier)
-    parts = [folded.features(batch).numpy() for batch in _batches(images)]
+    parts = [folded.features(batch).cpu().numpy() for batch in _batches(folded, images)]
     return np.concatenate(parts) if parts else np.zeros((0, classifier.dimensions), np.float32)
 
 
@@ -239,9 +242,10 @@ def _folded(classifier: Classifier) -> Classifier:
     return folded.to(memory_format=torch.channels_last)
 
 
-def _batches(images: np.ndarray) -> Iterator[Tensor]:
+def _batches(classifier: Classifier, images: np.ndarray) -> Iterator[Tensor]:
+    where = classifier.head.weight.device
     for start in range(0, len(images), _PREDICT_BATCH):
-        batch = to_float(torch.from_numpy(np.array(images[start : start + _PREDICT_BATCH])))
+        batch = to_float(torch.from_numpy(np.array(images[start : start + _PREDICT_BATCH])).to(where))
         yield batch.contiguous(memory_format=torch.channels_last)
 
 
@@ -261,4 +265,4 @@ def load(path: Path) -> Classifier:
             classifier.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise FailedError(f"{path}: is not a whole classifier file: {' '.join(str(error).split())}") from None
-    return classifier.to(memory_format=torch.channels_last).eval()
+    return classifier.to(memory_format=torch.channels_last).to(device()).eval()

@@ -21,6 +21,7 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from pipeline.errors import FailedError, UserError
+from pipeline.gan import machine
 from pipeline.imageset.files import sha256_file
 from pipeline.metrics.classifier import embed
 from pipeline.metrics.judges import EXTRACTOR, JUDGES, Judges
@@ -146,7 +147,7 @@ class Pretrained:
         layer = str(settings.layer or kind.get_default_feature_layer_for_metric("fid"))
         self.label = f"inception_{layer}" if name == INCEPTION else name.replace("-", "_")
         layers = [layer, _LOGITS] if self.label == "inception_2048" else [layer]  # those of lower layers cost a pass
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = machine.device()
         if settings.weights is not None:
             path = Path(settings.weights)
             sha256 = _checked(path, settings.weights_sha256 or "", "as weights_sha256 says")
@@ -166,13 +167,12 @@ class Pretrained:
         self.logits = _CLASSES if _LOGITS in layers else 0
         self.dimensions = probe.shape[1] - self.logits
         side = self.network.resolution if name.startswith("clip") else kind.INPUT_IMAGE_SIZE
-        on_cpu = self.device.type == "cpu"
         self.about: Mapping[str, Any] = {
             "extractor": f"torch-fidelity's {name}, layer {layer}, {self.dimensions} dimensions",
             "extractor_sha256": sha256,
             "resize": f"to {side}×{side} inside the extractor, bilinear as TensorFlow 1 has it",
             "quantization": "uint8 before the resize, one channel repeated to three",
-            "device": torch.backends.cpu.get_cpu_capability() if on_cpu else torch.cuda.get_device_name(),
+            "device": machine.name(),
         }
 
     def embed(self, images: np.ndarray, pool: Executor | None = None, /) -> np.ndarray:

@@ -22,7 +22,7 @@ import torch
 
 from pipeline import paths
 from pipeline.errors import FailedError
-from pipeline.gan import pixels
+from pipeline.gan import machine, pixels
 from pipeline.imageset.files import write_atomically
 
 _ROWS = 1000  # of an array that are hashed at once
@@ -79,7 +79,7 @@ def _key(inputs: tuple[object, ...]) -> str:
         "inputs": [[each.dtype.str, each.shape] if isinstance(each, np.ndarray) else {"said": each} for each in inputs],
         "code": _code(),
         "threads": torch.get_num_threads(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "device": machine.name(),
         **{name: version(name) for name in ("numpy", "torch", "torch-fidelity")},
     }
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())

@@ -24,12 +24,11 @@ import torch
 
 from pipeline import paths
 from pipeline.errors import FailedError, ForgelineError, UserError
-from pipeline.gan import distributed, game, training
+from pipeline.gan import distributed, game, machine, training
 from pipeline.gan.batches import Batches
 from pipeline.gan.checkpoint import Checkpoints, locked
 from pipeline.gan.distributed import from_first
 from pipeline.gan.family import Family, Generator, ImageSpec, load_family
-from pipeline.gan.machine import fastest_precision, fastest_threads
 from pipeline.gan.model import Model
 from pipeline.gan.standing import standing
 from pipeline.gan.training import Snapshot, Trainer, describe_diversity
@@ -105,10 +104,10 @@ def run(document: Document) -> None:
 
 
 def _run(params: Params, config: Any, stop: Stop) -> None:
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    device = machine.device()
     real = ImageSet.open(paths.REAL / paths.IMAGESET)
     if config.precision == "auto":
-        config = dataclasses.replace(config, precision=from_first(fastest_precision(device)))
+        config = dataclasses.replace(config, precision=from_first(machine.fastest_precision(device)))
     family = _family(params, config, real).to(device)
     if family.balanced and params.batch_size % len(real.classes):
         raise UserError(
@@ -166,7 +165,7 @@ def _set_threads(asked: int | None, family: Family, trial: Callable[[Family], Tr
     if (threads := from_first(asked)) is None:
         most = from_first(max(1, len(os.sched_getaffinity(0)) // distributed.local_world_size()))
         on_gpu = torch.cuda.is_available()  # then threads only feed it, and judge
-        threads = from_first(most if on_gpu else fastest_threads(trial(copy.deepcopy(family)).step, most))
+        threads = from_first(most if on_gpu else machine.fastest_threads(trial(copy.deepcopy(family)).step, most))
         if known is not None:
             write_atomically(known, str(threads).encode())
             _say(f"CPU threads: {threads} of {most}" + ("" if on_gpu else ", the fastest by trial"))
@@ -344,14 +343,13 @@ def _inputs(params: Params, config: Any, real: ImageSet) -> dict[str, Any]:
     """All that fixes the bits of a run, by dotted name, as JSON: a state fits only where every one is the same."""
     named = {f"train.{name}": value for name, value in dataclasses.asdict(params).items()}
     named |= {f"families.{params.family}.{name}": value for name, value in dataclasses.asdict(config).items()}
-    cuda = torch.cuda.is_available()
     loaded = (module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "pipeline")
     named |= {
         "data": real.fingerprint,
         "features": _sha256(path for path in paths.FEATURES.rglob("*") if path.is_file()),
         "code": _sha256(Path(file) for file in loaded if file),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
+        "device": machine.name(),
     }
     return cast(dict[str, Any], json.loads(json.dumps(named, sort_keys=True)))
 

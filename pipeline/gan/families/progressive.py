@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,12 +190,15 @@ class Family(game.Family):
         self.objective = objectives.with_drift(self.objective, config.drift)
         self.levels = len(generator.blocks)
 
-    def losses(self, real: Batch, progress: Progress) -> Iterator[tuple[str, Tensor]]:
+    def prepare(self, progress: Progress) -> Hashable | None:
         growth = self.generator.growth
         growth.level = schedules.growth(
             progress.images_seen, progress.total_images, self.levels - 1, self.config.growth
         )
-        images = real.images
+        return super().prepare(progress), growth.level
+
+    def losses(self, real: Batch, progress: Progress) -> Iterator[tuple[str, Tensor]]:
+        growth, images = self.generator.growth, real.images
         for _ in range(self.levels - 1 - growth.newest):
             images = _half(images)
         if growth.fade < 1:

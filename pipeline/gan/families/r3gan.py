@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,19 +171,20 @@ class Discriminator(nn.Module):
 
 class Family(game.Family):
     config: Config
+    gamma_share: Tensor  # of the penalties
 
     def __init__(self, config: Config, spec: ImageSpec) -> None:
         super().__init__(config, Generator(config, spec), Discriminator(config, spec))
+        self.register_buffer("gamma_share", torch.ones(()), persistent=False)
 
-    def losses(self, real: Batch, progress: Progress) -> Iterator[tuple[str, Tensor]]:
+    def prepare(self, progress: Progress) -> Hashable | None:
         if (most := self.config.transformation_probability) and self.config.transformations:
             self.strength.fill_(self._changed(progress, 0, most))
-        yield from super().losses(real, progress)
+        self.gamma_share.fill_(self._changed(progress, 1, self.config.final_gamma))
+        return super().prepare(progress)
 
-    def penalty_weights(self, progress: Progress) -> tuple[float, float, float]:
-        r1_gamma, r2_gamma, weight = super().penalty_weights(progress)
-        share = self._changed(progress, 1, self.config.final_gamma)
-        return r1_gamma * share, r2_gamma * share, weight
+    def penalty(self, images: Tensor, fakes: Tensor, real: Batch) -> Tensor:
+        return self.gamma_share * super().penalty(images, fakes, real)
 
     def hyperparameters(self, player: str, progress: Progress) -> dict[str, Any]:
         config, set_to = self.config, super().hyperparameters(player, progress)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -251,13 +251,18 @@ class Family(game.Family):
         super().__init__(config, Generator(config, spec), Discriminator(config, spec))
         self.register_buffer("mean_path_length", torch.zeros(()))
 
+    def prepare(self, progress: Progress) -> Hashable | None:
+        return super().prepare(progress), self._path_often(progress)
+
+    def _path_often(self, progress: Progress) -> int:
+        """How often the path penalty counts in this step of the generator."""
+        return penalties.lazy(progress.step // self.config.discriminator_steps, self.config.path_every)
+
     def losses(self, real: Batch, progress: Progress) -> Iterator[tuple[str, Tensor]]:
-        generator_step = progress.step // self.config.discriminator_steps
+        often = self.config.path_weight * self._path_often(progress)
         for player, loss in super().losses(real, progress):
-            if player == "generator" and self.config.path_weight:
-                often = penalties.lazy(generator_step, self.config.path_every)
-                if often:
-                    loss = loss + often * self.config.path_weight * self._path_penalty(real)
+            if player == "generator" and often:
+                loss = loss + often * self._path_penalty(real)
             yield player, loss
 
     def _path_penalty(self, real: Batch) -> Tensor:

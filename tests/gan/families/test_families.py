@@ -16,8 +16,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
-from pipeline.gan import families
+from pipeline.gan import families, machine
 from pipeline.gan.batches import Batch, Batches, StepDraws
 from pipeline.gan.checkpoint import Checkpoints
 from pipeline.gan.family import Family, Generator, ImageSpec, Progress, load_family
@@ -75,9 +77,12 @@ def _images(name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     return images, random.integers(0, spec.classes, count)
 
 
-def _trainer(name: str) -> Trainer:
-    family, cpu = _family(name), torch.device("cpu")
-    batches = Batches(*_images(name, 50), batch_size=BATCH, seed=1, device=cpu, balanced=family.balanced)
+CPU = torch.device("cpu")
+
+
+def _trainer(name: str, device: torch.device = CPU) -> Trainer:
+    family = _family(name).to(device)
+    batches = Batches(*_images(name, 50), batch_size=BATCH, seed=1, device=device, balanced=family.balanced)
     return Trainer(family, batches, images=STEPS * BATCH, snapshot_images=40, judge=_judge)
 
 
@@ -92,7 +97,7 @@ def _leaves(tree: object) -> Iterator[object]:
             for value in tree:
                 yield from _leaves(value)
         case Tensor():
-            yield tree.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            yield tree.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         case _:
             yield tree
 
@@ -143,6 +148,70 @@ def test_the_average_is_kept_as_a_model_and_a_sample_does_not_depend_on_what_is_
         some, of_these = loaded.sample(seed=5, start=start, count=count, spread=spread)
         assert np.array_equal(some, images[start : start + count])
         assert np.array_equal(of_these, labels[start : start + count])
+
+
+def _said(given: object) -> object:
+    match given:
+        case Tensor():
+            return tuple(given.shape)
+        case torch.Generator():
+            return "generator"
+        case _:
+            return given
+
+
+class Work(TorchDispatchMode):
+    """Notes which operations are done, on tensors of which shapes and with which numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[str] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = tree_map(_said, (args, kwargs))
+        self.done.append(f"{operation} {given}")
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_of_one_kind_are_the_same_work(name: str) -> None:
+    """What is recorded on a GPU is played with other batches: no number of the host may change in between."""
+    trainer = _trainer(name)
+    done: dict[Any, list[str]] = {}
+    compared = 0
+    for _ in range(STEPS):
+        progress = Progress(step=trainer.steps, images_seen=trainer.images_seen, total_images=trainer.total_images)
+        kind, batch = trainer.family.prepare(progress), trainer.batches.at(trainer.steps)
+        if kind is None:
+            assert trainer.family.config.trains_alone  # a pool of images changes with every step
+            return
+        with Work() as work:
+            list(trainer._passes(batch, progress))
+        compared += kind in done
+        assert done.setdefault(kind, work.done) == work.done
+        trainer.step()
+    assert compared
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU is needed")
+@pytest.mark.parametrize("name", NAMES)
+def test_on_a_gpu_recorded_steps_equal_others_and_resumed_equals_uninterrupted_bit_for_bit(
+    name: str, tmp_path: Path
+) -> None:
+    recorded, eager = _trainer(name, machine.device()), _trainer(name, machine.device())
+    eager._recorder = None
+    for _ in range(12):
+        recorded.advance()
+    Checkpoints(tmp_path).save(recorded.images_seen, recorded.state())
+    resumed = _trainer(name, machine.device())
+    resumed.restore(Checkpoints(tmp_path).load())
+    for trainer in (recorded, eager, resumed):
+        while not trainer.finished:
+            trainer.advance()
+    assert list(_leaves(recorded.state())) == list(_leaves(eager.state()))
+    assert list(_leaves(recorded.state())) == list(_leaves(resumed.state()))
+    assert recorded._recorder is not None
+    assert bool(recorded._recorder.recordings) == (not recorded.family.config.trains_alone)
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [(torch.float64, "float32"), (torch.float32, "bfloat16")])

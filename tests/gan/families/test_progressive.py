@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -23,6 +24,13 @@ def _family(**settings: float) -> Family:
 def _batch(count: int = 4) -> Batch:
     draws = StepDraws(torch.Generator().manual_seed(1), count)
     return Batch(images=torch.rand(count, 1, 32, 32) * 2 - 1, labels=torch.arange(count) % 3, draws=draws)
+
+
+def _losses(family: Family, images_seen: int, batch: Batch | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Of a step after so many of 100 images."""
+    progress = Progress(step=0, images_seen=images_seen, total_images=100)
+    family.prepare(progress)
+    return family.losses(batch or _batch(), progress)
 
 
 def _sampled(family: Family, level: float) -> Tensor:
@@ -73,7 +81,7 @@ def test_at_each_level_so_much_of_the_networks_learns_and_real_images_are_as_coa
     sizes, learning = [], []
     for images_seen in (0, 15, 25, 35, 45, 55, 99):  # of 100: 60 for 3 stays and 3 fades
         family.zero_grad()
-        for _, loss in family.losses(_batch(), Progress(step=0, images_seen=images_seen, total_images=100)):
+        for _, loss in _losses(family, images_seen):
             loss.backward()  # type: ignore[no-untyped-call]
         sizes.append(set(seen))
         seen.clear()
@@ -92,7 +100,7 @@ def test_real_images_fade_as_fakes_do() -> None:
 
     family.score = watched  # type: ignore[method-assign]
     batch = _batch()
-    next(family.losses(batch, Progress(step=0, images_seen=55, total_images=100)))  # halfway from 16×16 to 32×32
+    next(_losses(family, 55, batch))  # halfway from 16×16 to 32×32
     coarse = batch.images.reshape(4, 1, 16, 2, 16, 2).mean((3, 5)).repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(shown[0], (batch.images + coarse) / 2)
 
@@ -100,7 +108,7 @@ def test_real_images_fade_as_fakes_do() -> None:
 def test_a_copy_grows_with_the_generator_and_what_is_saved_says_how_far() -> None:
     family = _family()
     average = copy.deepcopy(family.generator)
-    next(family.losses(_batch(), Progress(step=0, images_seen=30, total_images=100)))
+    next(_losses(family, 30))
     assert average.growth.level == family.discriminator.growth.level == family.generator.growth.level > 0  # type: ignore[union-attr]
     loaded = _family().generator
     loaded.load_state_dict(average.state_dict())

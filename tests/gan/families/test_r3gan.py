@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.gan import game
 from pipeline.gan.batches import Batch, StepDraws
 from pipeline.gan.families.r3gan import Block, Config, Discriminator, Family, Generator
 from pipeline.gan.family import ImageSpec, Progress
@@ -66,9 +67,10 @@ def test_schedules_are_half_cosines_over_the_burn_in() -> None:
         set_to = family.hyperparameters("generator", progress)
         assert set_to["lr"] == pytest.approx(2e-4 + share * (5e-5 - 2e-4))
         assert set_to["betas"] == pytest.approx((0.0, 0.9 + share * 0.09))
-        assert family.penalty_weights(progress) == pytest.approx((0.05 * (1 - 0.9 * share),) * 2 + (0.0,))
-        draws = StepDraws(torch.Generator().manual_seed(0), 4)
-        next(family.losses(Batch(images=images, labels=torch.arange(4), draws=draws), progress))
+        family.prepare(progress)
+        like = Batch(images=images, labels=torch.arange(4), draws=StepDraws(torch.Generator().manual_seed(0), 4))
+        whole = game.Family.penalty(family, images, images, like)
+        assert family.penalty(images, images, like).item() == pytest.approx(whole.item() * (1 - 0.9 * share))
         assert family.strength.item() == pytest.approx(0.6 * share)
 
 
