@@ -28,6 +28,9 @@ def device() -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nobody reads it
+    # Nodes that a thread of the GPU's would make are numbered apart, and gradients summed in an order that depends on
+    # how many there were before: with one thread it is the same in every process.
+    torch.autograd.set_multithreading_enabled(False)
     warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
     return torch.device("cuda", torch.cuda.current_device())
 
