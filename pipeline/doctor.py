@@ -9,24 +9,33 @@ import pkgutil
 import shutil
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
+
+import boto3
 
 from pipeline import paths, stages
 from pipeline.delivery import check
 from pipeline.delivery.settings import read_publish_settings
 from pipeline.delivery.workspace import open_workspace_store
 from pipeline.errors import ForgelineError
+from pipeline.imageset.files import sha256_file
 from pipeline.params import Document
-from pipeline.running import POOL, UP, read_run_settings
+from pipeline.progress import duration
+from pipeline.running import POOL, REMOTE_POOL, UP, read_run_settings
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "prefect", "dvc", "great-expectations")
 LEAST_DISK_GB, LEAST_MEMORY_GB = 5.0, 2.0
+MOST_SECONDS_APART = 300.0  # clocks; S3 refuses what is a quarter of an hour off
 
 Status = Literal["ok", "warning", "missing"]
 Finding = tuple[Status, str, str]
@@ -56,10 +65,12 @@ def checks(workspace: Path) -> list[Check]:
         "git": _git,
         "repository": _repository,
         "settings": _settings,
+        "weights": _weights,
         "store": _store,
+        "clock": _clock,
         "remotes": _remotes,
         "Prefect": _prefect,
-        "worker": _worker,
+        "workers": _workers,
     }
     found = []
     for name, finding in look.items():
@@ -169,6 +180,26 @@ def _settings(workspace: Path) -> Finding:
     return "ok", f"every section of {document.name} is valid", ""
 
 
+def _weights(workspace: Path) -> Finding:
+    try:
+        from pipeline.metrics.extractors import IN_DOMAIN
+        from pipeline.stages.evaluate import read_params
+
+        params = read_params(Document.load(_shown(workspace / paths.PARAMS)))
+    except (ForgelineError, ImportError):
+        return "warning", "not known, as params.yaml or the packages are not right", "correct that first"
+    if params.extractor == IN_DOMAIN:
+        return "ok", "none are needed; evaluate.extractor is the one that the pipeline trains", ""
+    if params.weights is None:
+        return "ok", f"those of {params.extractor} are downloaded where they are not yet", ""
+    file, mend = workspace / params.weights, "correct evaluate.weights, or leave it out: they are then downloaded"
+    if not file.is_file():
+        return "missing", f"{params.weights} is not there", mend
+    if (found := sha256_file(file)) != params.weights_sha256:
+        return "missing", f"{params.weights} has the sha256 {found}, not evaluate.weights_sha256", mend
+    return "ok", f"{params.weights} is the file of evaluate.weights_sha256", ""
+
+
 def _store(workspace: Path) -> Finding:
     mend = "correct publish.url in params.yaml, or the credentials (AWS_PROFILE, AWS_ENDPOINT_URL_S3)"
     try:
@@ -188,12 +219,33 @@ def _store(workspace: Path) -> Finding:
     return "ok", f"{url} can be read and written, safely by several at once", ""
 
 
+def _clock(workspace: Path) -> Finding:
+    servers = [f"{api}/health"] if (api := _api(workspace)) else []
+    with suppress(ForgelineError):
+        url = read_publish_settings(Document.load(_shown(workspace / paths.PARAMS))).url
+        if url and url.startswith("s3://"):
+            servers.append(boto3.client("s3").meta.endpoint_url)
+    for server in servers:
+        try:
+            with urllib.request.urlopen(server, timeout=30) as answer:
+                told = answer.headers["Date"]
+        except urllib.error.HTTPError as error:
+            told = error.headers["Date"]  # who is not let in is told the time all the same
+        except (OSError, ValueError):
+            continue
+        apart = abs(parsedate_to_datetime(told).timestamp() - time.time()) if told else 0.0
+        if apart > MOST_SECONDS_APART:
+            return "missing", f"{duration(apart)} apart from that of {server}", "set it: timedatectl set-ntp true"
+    return "ok", datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"), ""
+
+
 def _remotes(workspace: Path) -> Finding:
     try:
         settings = read_run_settings(Document.load(_shown(workspace / paths.PARAMS)))
     except ForgelineError:
         return "warning", "not known, as params.yaml is not right", "correct it"
-    if not (branches := [name for name in (settings.branch, settings.record) if name]):
+    branches = [name for name in (settings.branch, settings.record) if name]
+    if not branches and not settings.remote_stages:
         return "ok", "run.branch and run.record name no branch; runs happen in this clone and are not recorded", ""
 
     def git(*words: str) -> str | None:
@@ -214,13 +266,18 @@ def _remotes(workspace: Path) -> Finding:
                 f"the git remote 'origin' has no branch '{settings.branch}'",
                 "correct run.branch, or push it",
             )
+    elif settings.remote_stages:
+        return "missing", "no git remote 'origin', by which run.remote_stages goes", "git remote add origin URL"
     elif settings.branch and git("rev-parse", "--verify", f"refs/heads/{settings.branch}") is None:
         return "missing", f"no branch '{settings.branch}' here", "correct run.branch, or make it"
     configured = [git("config", "--file", f".dvc/{file}", "core.remote") for file in ("config", "config.local")]
-    if settings.record and not any(configured):
+    if not any(configured):
         mend = "dvc remote add --default NAME s3://bucket/prefix"
-        return "warning", "no DVC remote: other clones cannot pull what runs record", mend
-    return "ok", f"{' and '.join(branches)} can be reached", ""
+        if settings.remote_stages:
+            return "missing", "no DVC remote, by which run.remote_stages gets its inputs", mend
+        if settings.record:
+            return "warning", "no DVC remote: other clones cannot pull what runs record", mend
+    return "ok", f"{' and '.join(branches or ['origin'])} can be reached", ""
 
 
 def _prefect(workspace: Path) -> Finding:
@@ -232,25 +289,35 @@ def _prefect(workspace: Path) -> Finding:
     return "missing", f"nobody answers at {url}", "start it with 'forgeline up', or unset PREFECT_API_URL"
 
 
-def _worker(workspace: Path) -> Finding:
-    url, mend = _api(workspace), "start one with 'forgeline up', or 'prefect worker start --pool forgeline'"
+def _workers(workspace: Path) -> Finding:
+    url = _api(workspace)
     if not url:
         return "ok", "none is needed; 'forgeline up' starts one for scheduled runs", ""
+    found = {POOL: _workers_of(POOL, url, "start one with 'forgeline up', or 'prefect worker start --pool forgeline'")}
+    with suppress(ForgelineError):
+        if read_run_settings(Document.load(_shown(workspace / paths.PARAMS))).remote_stages:
+            mend = f"'prefect worker start --pool {REMOTE_POOL}' on a machine that has a GPU"
+            found[REMOTE_POOL] = _workers_of(REMOTE_POOL, url, mend)
+    wanting = [finding for finding in found.values() if finding[0] != "ok"]
+    return wanting[0] if wanting else ("ok", "; ".join(what for _, what, _ in found.values()), "")
+
+
+def _workers_of(pool: str, url: str, mend: str) -> Finding:
     request = urllib.request.Request(
-        f"{url}/work_pools/{POOL}/workers/filter", b"{}", {"Content-Type": "application/json"}, method="POST"
+        f"{url}/work_pools/{pool}/workers/filter", b"{}", {"Content-Type": "application/json"}, method="POST"
     )
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             online = [worker["name"] for worker in json.load(answer) if worker["status"] == "ONLINE"]
     except urllib.error.HTTPError as error:
         if error.code == 404:
-            return "warning", f"the server has no work pool '{POOL}'", "'forgeline up' makes it"
+            return "warning", f"the server has no work pool '{pool}'", "'forgeline up' makes it"
         return "ok", "the server tells only who gives it a password", ""
     except (OSError, ValueError, KeyError, TypeError):
         return "warning", "not known, as the server does not tell", mend
     if not online:
-        return "warning", f"no worker of the pool '{POOL}' is online; nothing scheduled runs", mend
-    return "ok", f"{', '.join(online)} waits for runs of the pool '{POOL}'", ""
+        return "warning", f"no worker of the pool '{pool}' is online; what is handed to it waits", mend
+    return "ok", f"{', '.join(online)} waits for runs of the pool '{pool}'", ""
 
 
 def _api(workspace: Path) -> str | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -115,16 +118,36 @@ def test_what_is_no_store(workspace: Path) -> None:
     assert finding(workspace, "store").found == "'gs://bucket' is not a store; needed s3://bucket/prefix or a folder"
 
 
+def test_weights_that_are_not_there_or_of_another_file(workspace: Path) -> None:
+    assert finding(workspace, "weights").status == "ok"
+    path = workspace / "params.yaml"
+    weights = {"weights": "inception.pth", "weights_sha256": hashlib.sha256(b"weights").hexdigest()}
+    evaluate = {"extractor": "inception-v3-compat", **weights}
+    path.write_text(path.read_text().replace("\nevaluate:\n  seed: 2\n", f"\nevaluate: {json.dumps(evaluate)}\n"))
+    check = finding(workspace, "weights")
+    assert (check.status, check.found) == ("missing", "inception.pth is not there")
+    (workspace / "inception.pth").write_bytes(b"others")
+    assert finding(workspace, "weights").found.startswith("inception.pth has the sha256 ")
+    (workspace / "inception.pth").write_bytes(b"weights")
+    assert finding(workspace, "weights").status == "ok"
+
+
+class Refuses(BaseHTTPRequestHandler):
+    """Answers as a Prefect API that wants a password does, by a clock that may be another."""
+
+    ahead = 0.0
+
+    def do_GET(self) -> None:
+        self.send_error(401)
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string((timestamp or time.time()) + self.ahead)
+
+    def log_message(self, *_: object) -> None: ...
+
+
 @pytest.fixture
 def prefect_api() -> Iterator[str]:
-    """Something that answers as a Prefect API that wants a password does."""
-
-    class Refuses(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(401)
-
-        def log_message(self, *_: object) -> None: ...
-
     with HTTPServer(("127.0.0.1", 0), Refuses) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/api"
@@ -145,6 +168,15 @@ def test_a_prefect_server_that_does_not_answer(workspace: Path, monkeypatch: pyt
     assert (check.status, check.found) == ("missing", f"nobody answers at {url}")
 
 
+@pytest.mark.parametrize("ahead", [-3600.0, 0.0, 3600.0])
+def test_a_clock_that_is_far_from_the_servers(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, prefect_api: str, ahead: float
+) -> None:
+    monkeypatch.setattr(Refuses, "ahead", ahead)
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    assert finding(workspace, "clock").status == ("missing" if ahead else "ok")
+
+
 def run_from(workspace: Path, settings: str) -> None:
     path = workspace / "params.yaml"
     path.write_text(path.read_text().partition("\nrun:")[0] + f"\nrun: {settings}\n")
@@ -152,7 +184,7 @@ def run_from(workspace: Path, settings: str) -> None:
 
 def test_runs_that_need_no_remote(workspace: Path) -> None:
     assert finding(workspace, "remotes").status == "ok"
-    assert finding(workspace, "worker").found == "none is needed; 'forgeline up' starts one for scheduled runs"
+    assert finding(workspace, "workers").found == "none is needed; 'forgeline up' starts one for scheduled runs"
 
 
 def test_a_branch_that_is_not_there(workspace: Path) -> None:
@@ -173,3 +205,14 @@ def test_a_record_that_no_other_clone_could_pull(workspace: Path) -> None:
     assert (check.status, check.found) == ("warning", "no DVC remote: other clones cannot pull what runs record")
     (workspace / ".dvc/config").write_text("[core]\n    remote = store\n")
     assert finding(workspace, "remotes").status == "ok"
+
+
+def test_stages_that_are_handed_over_need_a_git_remote_and_a_dvc_remote(workspace: Path) -> None:
+    run_from(workspace, "{remote_stages: [train]}")
+    assert finding(workspace, "remotes").mend == "git remote add origin URL"
+    subprocess.run(["git", "init", "--quiet", "--bare", "origin"], cwd=workspace, check=True)
+    subprocess.run(["git", "remote", "add", "origin", "origin"], cwd=workspace, check=True)
+    check = finding(workspace, "remotes")
+    assert (check.status, check.found) == ("missing", "no DVC remote, by which run.remote_stages gets its inputs")
+    (workspace / ".dvc/config").write_text("[core]\n    remote = store\n")
+    assert finding(workspace, "remotes").found == "origin can be reached"
