@@ -23,6 +23,9 @@ STAGES = [
 ]  # fmt: skip
 
 
+SECRET = "marked-credential"
+
+
 class Workspace:
     """A clone that nobody has run yet."""
 
@@ -35,6 +38,7 @@ class Workspace:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "FORGELINE_CACHE": str(self.root / ".cache"),
             "COLUMNS": "200",
+            **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"), SECRET),
         }
         environment.pop("PREFECT_API_URL", None)
         ended = subprocess.run(words, cwd=self.root, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -154,6 +158,14 @@ def test_samples_are_drawn_into_a_grid_or_a_folder(workspace: Workspace) -> None
 
 def test_the_doctor_finds_nothing_missing(workspace: Workspace) -> None:
     assert "settings" in workspace.run("forgeline", "doctor")
+
+
+def test_no_credentials_in_what_a_person_or_a_reader_of_releases_gets(workspace: Workspace) -> None:
+    report = workspace.run("forgeline", "report").strip()
+    assert (workspace.root / report).is_file()
+    files = [path for path in workspace.root.rglob("*") if path.is_file()]
+    assert {"dvc.lock", "manifest.parquet", "metrics.json", "manifest.json"} <= {path.name for path in files}
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
 def test_a_misspelt_setting_stops_the_run_before_anything_runs(workspace: Workspace) -> None:
