@@ -19,6 +19,7 @@ from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder
 from pipeline.metrics.classifier import NARROWEST, Classifier, predict, save, train_classifier
 from pipeline.metrics.judges import EXTRACTOR, FILTER, INDEX, JUDGES
+from pipeline.metrics.utility import rare_labels
 from pipeline.params import Document
 from pipeline.progress import ProgressLine
 
@@ -52,7 +53,12 @@ def read_params(document: Document) -> Params:
 def train_all(
     images: np.ndarray, labels: np.ndarray, *, classes: int, params: Params
 ) -> dict[str, tuple[Classifier, int]]:
-    """Each file's classifier and its seed. The judges are twice as deep as the extractor and the filter."""
+    """Each file's classifier and its seed. The judges are twice as deep as the extractor and the filter.
+
+    Where classes are rare all are shown equally often: who hardly ever sees a class takes its images for another's.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    weights = 1 / counts[labels] if rare_labels(counts.tolist()) else None
     files = [EXTRACTOR, FILTER, *JUDGES]
     line = ProgressLine("features", len(files) * params.images_seen, "images")
     trained = {}
@@ -63,6 +69,7 @@ def train_all(
             classes=classes,
             seed=params.seed + number,
             images_seen=params.images_seen,
+            weights=weights,
             width=params.width,
             blocks=2 if file in JUDGES else 1,
             per_channel=params.per_channel,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,14 @@ def test_writes_an_extractor_a_filter_and_judges_of_their_own_seeds_and_architec
     assert seen.isdisjoint(judging)
     assert about["data_fingerprint"] == real.fingerprint
     assert (about["train_images"], about["validation_images"]) == (100, 20)
+
+
+def test_a_rare_class_is_learned_as_well_as_others(real: ImageSet) -> None:
+    shutil.rmtree(paths.REAL)
+    write_real({"train": [0] * 400 + [1] * 4, "validation": [0, 1] * 10, "test": [0, 1] * 10})
+    run()
+    entries = json.loads((paths.FEATURES / INDEX).read_text())["classifiers"]
+    assert all(entry["validation_accuracy"] > 0.8 for entry in entries.values())
 
 
 def test_judges_are_read_back_and_are_the_mean_of_the_ensemble(real: ImageSet) -> None:
