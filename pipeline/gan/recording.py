@@ -10,7 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,10 +32,10 @@ class _Part:
     gradients: Sequence[Tensor | None]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Recording:
-    parts: list[_Part] = field(default_factory=list)
-    charts: Mapping[str, Tensor] = field(default_factory=dict)
+    parts: Sequence[_Part]
+    charts: Mapping[str, Tensor]
 
 
 class Recorder:
@@ -65,14 +65,15 @@ class Recorder:
     def __call__(self, kind: Hashable | None, batch: Batch, progress: Progress) -> Iterator[str]:
         """The players of a step, each when its gradients are there. A kind is recorded when it comes again."""
         if kind in self.recordings:
-            return self._play(self.recordings[kind], self._brought(batch), progress)
-        if kind is not None and kind in self.seen:
-            self.recordings[kind] = recording = _Recording()
-            return self._record(recording, self._brought(batch), progress)
-        self.seen.append(kind)
-        return self.passes(batch, progress)
+            self._bring(batch)
+            return self._play(self.recordings[kind], progress)
+        if kind is None or kind not in self.seen:
+            self.seen.append(kind)
+            return self.passes(batch, progress)
+        return self._record(kind, self._bring(batch), progress)
 
-    def _brought(self, batch: Batch) -> Batch:
+    def _bring(self, batch: Batch) -> Batch:
+        """The batch where recordings read it."""
         if self.batch is None:
             self.batch = batch
         else:
@@ -80,8 +81,8 @@ class Recorder:
             self.batch.labels.copy_(batch.labels)
         return self.batch
 
-    def _record(self, recording: _Recording, batch: Batch, progress: Progress) -> Iterator[str]:
-        passes = self.passes(batch, progress)
+    def _record(self, kind: Hashable, batch: Batch, progress: Progress) -> Iterator[str]:
+        passes, parts = self.passes(batch, progress), list[_Part]()
         player: str | None = ""
         while player is not None:
             graph = torch.cuda.CUDAGraph()
@@ -89,14 +90,14 @@ class Recorder:
             with warnings.catch_warnings(), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 warnings.filterwarnings("ignore", message="The CUDA Graph is empty")  # after the last step as a rule
                 player = next(passes, None)
-            left = [parameter.grad for parameter in self.parameters[player]] if player else []
-            recording.parts.append(_Part(graph=graph, player=player, gradients=left))
+            gradients = [parameter.grad for parameter in self.parameters[player]] if player else []
+            parts.append(_Part(graph=graph, player=player, gradients=gradients))
             graph.replay()
             if player:
                 yield player
-        recording.charts = dict(progress.charts)
+        self.recordings[kind] = _Recording(parts=parts, charts=dict(progress.charts))
 
-    def _play(self, recording: _Recording, _: Batch, progress: Progress) -> Iterator[str]:
+    def _play(self, recording: _Recording, progress: Progress) -> Iterator[str]:
         for part in recording.parts:
             part.graph.replay()
             if part.player:
