@@ -293,13 +293,13 @@ def _workers(workspace: Path) -> Finding:
     url = _api(workspace)
     if not url:
         return "ok", "none is needed; 'forgeline up' starts one for scheduled runs", ""
-    found = {POOL: _workers_of(POOL, url, "start one with 'forgeline up', or 'prefect worker start --pool forgeline'")}
+    found = [_workers_of(POOL, url, "start one with 'forgeline up', or 'prefect worker start --pool forgeline'")]
     with suppress(ForgelineError):
         if read_run_settings(Document.load(_shown(workspace / paths.PARAMS))).remote_stages:
             mend = f"'prefect worker start --pool {REMOTE_POOL}' on a machine that has a GPU"
-            found[REMOTE_POOL] = _workers_of(REMOTE_POOL, url, mend)
-    wanting = [finding for finding in found.values() if finding[0] != "ok"]
-    return wanting[0] if wanting else ("ok", "; ".join(what for _, what, _ in found.values()), "")
+            found.append(_workers_of(REMOTE_POOL, url, mend))
+    wanting = [finding for finding in found if finding[0] != "ok"]
+    return wanting[0] if wanting else ("ok", "; ".join(what for _, what, _ in found), "")
 
 
 def _workers_of(pool: str, url: str, mend: str) -> Finding:

@@ -27,7 +27,7 @@ class Geometry(NamedTuple):
     weight: Sequence[int]
 
 
-class fast_penalties(TorchFunctionMode):  # noqa: N801
+class fast_penalties(TorchFunctionMode):  # noqa: N801  # stands in a `with`, as torch.no_grad does
     """In the block the convolutions of any network are such. Not under autocast, which does not see into them."""
 
     def __torch_function__(

@@ -27,7 +27,8 @@ def device() -> torch.device:
         return torch.device("cpu")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nobody reads it
+    # Filling new memory costs time, and nobody reads it before it is written. PyTorch's stubs do not know the setting.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # Nodes that a thread of the GPU's would make are numbered apart, and gradients summed in an order that depends on
     # how many there were before: with one thread it is the same in every process.
     torch.autograd.set_multithreading_enabled(False)

@@ -47,7 +47,7 @@ class Recorder:
 
     def __init__(self, passes: Passes, parameters: Mapping[str, Sequence[Tensor]], draws: torch.Generator) -> None:
         self.passes, self.parameters, self.draws = passes, parameters, draws
-        self.stream = torch.cuda.Stream(draws.device)  # type: ignore[no-untyped-call]
+        self.stream = torch.cuda.Stream(draws.device)  # type: ignore[no-untyped-call]  # PyTorch gives it no types
         self.pool = torch.cuda.graph_pool_handle()
         self.seen: deque[Hashable] = deque(maxlen=_REMEMBERED)
         self.recordings: dict[Hashable, _Recording] = {}

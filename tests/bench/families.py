@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import paths
+from pipeline.gan import machine
 from pipeline.gan.batches import Batches
 from pipeline.gan.family import ImageSpec, load_family
 from pipeline.gan.training import Snapshot, Trainer
@@ -86,11 +87,12 @@ def _images_a_second(name: str, threads: int) -> float:
         *real.arrays("train"),
         batch_size=document.content["train"]["batch_size"],
         seed=0,
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        device=machine.device(),
     )
     far = 10**9
     nothing = Snapshot(0, score=0.0, diversity=1.0, least_diverse="")
-    trainer = Trainer(module.Family(config, spec), batches, images=far, snapshot_images=far, judge=lambda *_: nothing)
+    family = module.Family(config, spec).to(machine.device())
+    trainer = Trainer(family, batches, images=far, snapshot_images=far, judge=lambda *_: nothing)
     trainer.advance()
     clock = time.monotonic if torch.cuda.is_available() else lambda: time.process_time() / threads
     begun, before = clock(), trainer.images_seen

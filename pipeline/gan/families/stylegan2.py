@@ -252,17 +252,18 @@ class Family(game.Family):
         self.register_buffer("mean_path_length", torch.zeros(()))
 
     def prepare(self, progress: Progress) -> Hashable | None:
-        return super().prepare(progress), self._path_often(progress)
+        return super().prepare(progress), self._path_weight(progress)
 
-    def _path_often(self, progress: Progress) -> int:
-        """How often the path penalty counts in this step of the generator."""
-        return penalties.lazy(progress.step // self.config.discriminator_steps, self.config.path_every)
+    def _path_weight(self, progress: Progress) -> float:
+        """What the path penalty counts in this step of the generator."""
+        config = self.config
+        return config.path_weight * penalties.lazy(progress.step // config.discriminator_steps, config.path_every)
 
     def losses(self, real: Batch, progress: Progress) -> Iterator[tuple[str, Tensor]]:
-        often = self.config.path_weight * self._path_often(progress)
+        weight = self._path_weight(progress)
         for player, loss in super().losses(real, progress):
-            if player == "generator" and often:
-                loss = loss + often * self._path_penalty(real)
+            if player == "generator" and weight:
+                loss = loss + weight * self._path_penalty(real)
             yield player, loss
 
     def _path_penalty(self, real: Batch) -> Tensor:
