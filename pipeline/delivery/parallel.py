@@ -30,6 +30,8 @@ def in_parallel(
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()
-    finally:
+    except BaseException:
         stopped.set()
+        raise
+    finally:
         pool.shutdown(cancel_futures=True)

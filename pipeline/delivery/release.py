@@ -135,21 +135,36 @@ class _Draft:
         there = self.store.sizes(self.key(""))
         if self.key(CHECKSUMS) in there:
             return
-        images = self.images
-        sources: dict[str, bytes | Path] = {shard.path: images.root / shard.path for shard in images.shards}
-        fixed = {shard.path: shard.sha256 for shard in images.shards}
-        sizes = {shard.path: shard.bytes for shard in images.shards}
-        small = {IMAGESET_JSON: (images.root / IMAGESET_JSON).read_bytes(), **documents, **self._descriptions()}
-        sources |= small
-        sizes |= {path: len(data) for path, data in small.items()}
-        tally = Tally(f"publishing {self.name}@{self.version}", sum(sizes.values()))
+        shards = {shard.path: shard for shard in self.images.shards}
+        small = {IMAGESET_JSON: (self.images.root / IMAGESET_JSON).read_bytes(), **documents, **self._descriptions()}
+        size = sum(shard.bytes for shard in shards.values()) + sum(map(len, small.values()))
+        tally = Tally(f"publishing {self.name}@{self.version}", size)
 
-        def settle(path: str) -> tuple[str, str]:
-            settled = _settle(self.store, self.key(path), sources[path], there, fixed.get(path))
-            tally.add(sizes[path])
-            return path, settled
+        def settle_shard(path: str) -> tuple[str, str]:
+            """What rowgroups.json and SHA256SUMS say of it."""
+            file = self.images.root / path
+            groups, sha256 = rowgroups.describe_shard(file)
+            if sha256 != shards[path].sha256:
+                raise FailedError(f"{file}: has sha256 {sha256}; needed {shards[path].sha256} as in {IMAGESET_JSON}")
+            if _settle(self.store, self.key(path), file, sha256, there) != sha256:
+                raise FailedError(
+                    f"{self.store.url}/{self.key(path)}: was left damaged by an earlier publish; needed to be removed "
+                    "first"
+                )
+            tally.add(shards[path].bytes)
+            return groups, f"{sha256}  {path}\n"
 
-        lines = [f"{sha256}  {path}\n" for path, sha256 in sorted(in_parallel(settle, sources, tally.stopped))]
+        def settle(path: str) -> str:
+            """What SHA256SUMS says of it; a card or a report of an earlier attempt serves as well."""
+            sha256 = hashlib.sha256(small[path]).hexdigest()
+            found = _settle(self.store, self.key(path), small[path], sha256, there)
+            tally.add(len(small[path]))
+            return f"{found}  {path}\n"
+
+        settled = list(in_parallel(settle_shard, shards, tally.stopped))
+        small[ROWGROUPS] = rowgroups.describe(groups for groups, _ in settled)
+        lines = [line for _, line in settled] + list(in_parallel(settle, small, tally.stopped))
+        lines.sort(key=lambda line: line.split("  ", 1)[1])
         # Created after all that it lists: whoever wins, where two publish this set with other documents at the same
         # time, it lists what is there, and the manifest follows it.
         self.store.create(self.key(CHECKSUMS), "".join(lines).encode())
@@ -162,7 +177,6 @@ class _Draft:
         return {
             GRID: self.description.grid,
             CARD: card(*about, name=self.name, version=self.version, url=url),
-            ROWGROUPS: rowgroups.describe(self.images),
             "croissant.json": croissant(*about, name=self.name, version=self.version, created=self.created),
         }
 
@@ -216,21 +230,13 @@ class _Draft:
                 raise FailedError(f"{self.store.url}/{self.key(SIGNATURE)}: is of another key already")
 
 
-def _settle(store: Store, key: str, source: bytes | Path, there: Mapping[str, int], fixed: str | None) -> str:
-    """Create the object, or keep the one that an earlier attempt left; the sha256 of what is in the store.
-
-    A card or a report of that attempt serves as well; a shard must have the sha256 `fixed`, here and there.
-    """
-    ours = hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256_file(source)
-    if fixed is not None and ours != fixed:
-        raise FailedError(f"{source!s}: has sha256 {ours}; needed {fixed} as in {IMAGESET_JSON}")
+def _settle(store: Store, key: str, source: bytes | Path, sha256: str, there: Mapping[str, int]) -> str:
+    """Create the object, or keep the one that an earlier attempt left; the sha256 of what is in the store."""
     if key not in there and store.create(key, source):
-        return ours
+        return sha256
     digest = hashlib.sha256()
     for chunk in store.chunks(key):
         digest.update(chunk)
-    if fixed is not None and digest.hexdigest() != fixed:
-        raise FailedError(f"{store.url}/{key}: was left damaged by an earlier publish; needed to be removed first")
     return digest.hexdigest()
 
 

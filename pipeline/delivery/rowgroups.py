@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -47,13 +47,14 @@ class ShardGroups:
     footer: Span
 
 
-def describe(images: ImageSet) -> bytes:
-    """The bytes of rowgroups.json, a row group a line."""
-    shards = ",\n".join(_describe(images.root / shard.path) for shard in images.shards)
-    return f'{{"schema_version": {SCHEMA_VERSION}, "shards": [\n{shards}\n]}}\n'.encode()
+def describe(shards: Iterable[str]) -> bytes:
+    """The bytes of rowgroups.json, a row group a line, of what `describe_shard` says of each shard, in their order."""
+    inner = ",\n".join(shards)
+    return f'{{"schema_version": {SCHEMA_VERSION}, "shards": [\n{inner}\n]}}\n'.encode()
 
 
-def _describe(path: Path) -> str:
+def describe_shard(path: Path) -> tuple[str, str]:
+    """What rowgroups.json says of a shard, and the sha256 of the whole file, in one reading."""
     metadata = pq.read_metadata(path)
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     columns = [[group.column(index) for index in range(group.num_columns)] for group in groups]
@@ -61,8 +62,12 @@ def _describe(path: Path) -> str:
     starts = [min(column.dictionary_page_offset or column.data_page_offset for column in each) for each in columns]
     end = starts[-1] + sum(column.total_compressed_size for column in columns[-1])
     bounds = [0, *starts[1:], end, path.stat().st_size]  # the first begins with the magic number
+    whole, spans = hashlib.sha256(), list[dict[str, str | int]]()
     with path.open("rb") as file:
-        spans = [_span(file.read(stop - start), start) for start, stop in pairwise(bounds)]
+        for start, stop in pairwise(bounds):
+            data = file.read(stop - start)
+            whole.update(data)
+            spans.append({"offset": start, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
     lines = []
     for group, of, span in zip(groups, named, spans, strict=False):
         statistics = of[CONFIDENCE].statistics if CONFIDENCE in of else None
@@ -71,11 +76,7 @@ def _describe(path: Path) -> str:
         label = of["label"].statistics.min
         lines.append(json.dumps({**span, "label": label, "rows": group.num_rows, "confidence": confidence}))
     footer, inner = json.dumps(spans[-1]), ",\n".join(lines)
-    return f'{{"path": {json.dumps(path.name)}, "footer": {footer}, "groups": [\n{inner}\n]}}'
-
-
-def _span(data: bytes, start: int) -> dict[str, str | int]:
-    return {"offset": start, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return f'{{"path": {json.dumps(path.name)}, "footer": {footer}, "groups": [\n{inner}\n]}}', whole.hexdigest()
 
 
 def parse(data: bytes, where: str, manifest: Manifest, images: ImageSet) -> tuple[ShardGroups, ...]:

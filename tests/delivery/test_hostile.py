@@ -28,7 +28,6 @@ from pipeline.delivery.pointer import read_pointers
 from pipeline.delivery.selecting import ALL, Selection
 from pipeline.delivery.showing import card_text, console, history_table, releases_json, releases_table
 from pipeline.errors import ForgelineError
-from pipeline.imageset import ImageSet
 
 fuzzed = settings(max_examples=int(os.environ.get("FORGELINE_FUZZ", "100")), suppress_health_check=list(HealthCheck))
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # a folder without a disk, where there is one
@@ -285,12 +284,12 @@ def with_shard(files: Files, table: pa.Table, **settings: Any) -> Files | None:
         }
         content = json.loads(files[in_version(files, "imageset.json")])
         content |= {"shards": [shard], "counts": {"train": [0, 3, 0]}}
-        files[in_version(files, "imageset.json")] = described = json.dumps(content).encode()
-        Path(folder, "imageset.json").write_bytes(described)
+        files[in_version(files, "imageset.json")] = json.dumps(content).encode()
         try:
-            files[in_version(files, "rowgroups.json")] = rowgroups.describe(ImageSet.open(Path(folder)))
+            groups, _ = rowgroups.describe_shard(Path(folder, name))
         except (KeyError, ValueError, AttributeError, TypeError):  # our own tool makes none for such a table
             return None
+        files[in_version(files, "rowgroups.json")] = rowgroups.describe([groups])
     manifest = json.loads(files[in_version(files, "manifest.json")])
     manifest["files"] = [file for file in manifest["files"] if not file["path"].endswith(".parquet")] + [shard]
     manifest["files"][-1] = {key: shard[key] for key in ("path", "bytes", "sha256")}
