@@ -27,8 +27,7 @@ from pipeline import paths, stages
 from pipeline.delivery import check
 from pipeline.delivery.settings import read_publish_settings
 from pipeline.delivery.workspace import open_workspace_store
-from pipeline.errors import ForgelineError
-from pipeline.imageset.files import sha256_file
+from pipeline.errors import ForgelineError, UserError
 from pipeline.params import Document
 from pipeline.progress import duration
 from pipeline.running import POOL, REMOTE_POOL, UP, read_run_settings
@@ -182,7 +181,7 @@ def _settings(workspace: Path) -> Finding:
 
 def _weights(workspace: Path) -> Finding:
     try:
-        from pipeline.metrics.extractors import IN_DOMAIN
+        from pipeline.metrics.extractors import IN_DOMAIN, checked_sha256
         from pipeline.stages.evaluate import read_params
 
         params = read_params(Document.load(_shown(workspace / paths.PARAMS)))
@@ -192,11 +191,11 @@ def _weights(workspace: Path) -> Finding:
         return "ok", "none are needed; evaluate.extractor is the one that the pipeline trains", ""
     if params.weights is None:
         return "ok", f"those of {params.extractor} are downloaded where they are not yet", ""
-    file, mend = workspace / params.weights, "correct evaluate.weights, or leave it out: they are then downloaded"
-    if not file.is_file():
-        return "missing", f"{params.weights} is not there", mend
-    if (found := sha256_file(file)) != params.weights_sha256:
-        return "missing", f"{params.weights} has the sha256 {found}, not evaluate.weights_sha256", mend
+    file = _shown(workspace / params.weights)
+    try:
+        checked_sha256(file, params.weights_sha256 or "", "as evaluate.weights_sha256 says")
+    except UserError as error:
+        return "missing", str(error), "correct evaluate.weights, or leave it out: they are then downloaded"
     return "ok", f"{params.weights} is the file of evaluate.weights_sha256", ""
 
 

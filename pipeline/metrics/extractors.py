@@ -150,7 +150,7 @@ class Pretrained:
         self.device = machine.device()
         if settings.weights is not None:
             path = Path(settings.weights)
-            sha256 = _checked(path, settings.weights_sha256 or "", "as weights_sha256 says")
+            sha256 = checked_sha256(path, settings.weights_sha256 or "", "as weights_sha256 says")
             self.network = _read(kind, name, layers, path)
         elif name.startswith("dinov2"):
             self.network = _from_hub(kind, name, layer)
@@ -193,8 +193,8 @@ class Pretrained:
         return torch.cat([layer.float() for layer in self.network(batch.to(self.device))], dim=1)
 
 
-def _checked(path: Path, needed: str, why: str) -> str:
-    """The file's sha256, which must begin with `needed`."""
+def checked_sha256(path: Path, needed: str, why: str) -> str:
+    """The sha256 of a file of weights. Raises UserError where it is not there, or does not begin with `needed`."""
     if not path.is_file():
         raise UserError(f"{path}: is not there; needed a file of weights")
     if not (found := sha256_file(path)).startswith(needed):
@@ -231,7 +231,7 @@ def _downloaded(kind: Any, name: str) -> tuple[Path, str]:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=needed, progress=False)
         except (OSError, RuntimeError) as error:
             raise _not_downloaded(name, url, error) from None
-    return path, _checked(path, needed, "at the beginning, as in its name; removed, it is downloaded again")
+    return path, checked_sha256(path, needed, "at the beginning, as in its name; removed, it is downloaded again")
 
 
 def _from_hub(kind: Any, name: str, layer: str) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bars import CLASSES, bars, write_set
 from numpy.typing import DTypeLike
 from PIL import Image
 
@@ -20,7 +21,6 @@ from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.gan.family import ImageSpec, load_family
 from pipeline.gan.model import Model
-from pipeline.imageset import ImageSet, Row, write_imageset
 from pipeline.metrics.fidelity import fidelity, inception_score, with_spread
 from pipeline.metrics.judges import Judges
 from pipeline.metrics.parzen import parzen
@@ -29,17 +29,7 @@ from pipeline.stages import evaluate as stage
 from pipeline.stages import features
 from pipeline.stages.evaluate import Evaluation, Images, Params
 
-CLASSES = ("low", "middle", "high")
 PARAMS = Params(max_images=300)
-
-
-def bars(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy 8×8 images with a bright bar at the height of their class, and their classes in turn."""
-    images = np.random.default_rng(seed).integers(0, 100, (count, 1, 8, 8), dtype=np.uint8)
-    labels = np.arange(count) % 3
-    for image, label in zip(images, labels, strict=True):
-        image[0, 1 + 2 * label : 3 + 2 * label] += 150
-    return images, labels
 
 
 def bars_of(count: int, seed: int) -> Images:
@@ -48,16 +38,6 @@ def bars_of(count: int, seed: int) -> Images:
 
 
 TRAIN, HELD_OUT = bars_of(240, 1), bars_of(150, 2)
-
-
-def write_set(root: Path, parts: dict[str, tuple[np.ndarray, np.ndarray]], *, synthetic: bool) -> ImageSet:
-    rows = [
-        Row(split=split, label=int(label), image=image, path=f"{split}-{number}.png", provenance={})
-        for split, (images, labels) in parts.items()
-        for number, (image, label) in enumerate(zip(images, labels, strict=True))
-    ]
-    source = {"kind": "made up", "licence": "CC0", "description": "bars"}
-    return write_imageset(root, rows, classes=CLASSES, source=source, resize=None, synthetic=synthetic)
 
 
 def untrained_model(image_size: int = 8, classes: tuple[str, ...] = CLASSES) -> Model:
