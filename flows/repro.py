@@ -32,6 +32,8 @@ _FAILED = re.compile(r"ERROR: failed to reproduce '[^']*': ")
 _STATUS = re.compile(r"failed to run: .*, exited with (-?\d+)$")
 _BUSY = re.compile(r"'.*' is busy, |Unable to acquire lock")
 _KILLED = {-signal.SIGKILL, 128 + signal.SIGKILL}  # of the command, or of the shell that ran it
+# Ends the process group $1 when its input ends without a word, as it does when this process is killed.
+_GUARD = "read -r word || { kill -s TERM -- -$1; sleep $2; kill -s KILL -- -$1; }"
 
 
 logging.getLogger("dvc.stage.cache").setLevel(logging.WARNING)  # what is restored in this process we tell ourselves
@@ -155,29 +157,47 @@ class _Said:
 
 @contextmanager
 def _process_group(command: list[str], workspace: Path) -> Iterator[subprocess.Popen[str]]:
-    """The running command, leader of a group of processes that all end when the body is left by an exception."""
+    """The running command, leader of a group of processes that all end when the body is left by an exception.
+
+    They also end when this process is killed, so that no trainer works on for nobody.
+    """
     environment = os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": os.pathsep.join([str(workspace), *filter(None, [os.environ.get("PYTHONPATH")])]),  # its own code
         "PYTHONUNBUFFERED": "1",  # lines come as they are printed
         "DVC_NO_ANALYTICS": "1",
     }
-    with subprocess.Popen(
-        command,
-        cwd=workspace,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
+    with (
+        subprocess.Popen(
+            command,
+            cwd=workspace,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as process,
+        _guarded(process.pid),
+    ):
         try:
             yield process
         except BaseException:
             _end(process)
             raise
+
+
+@contextmanager
+def _guarded(group: int) -> Iterator[None]:
+    """Someone outside of the process group sees to its end, should this process be killed in the body."""
+    command = ["sh", "-c", _GUARD, "forgeline-guard", str(group), str(GRACE_SECONDS)]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True) as guard:
+        try:
+            yield
+        finally:
+            guard.communicate(b"\n")
 
 
 def _end(process: subprocess.Popen[str]) -> None:

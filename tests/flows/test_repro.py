@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +108,19 @@ def test_an_interruption_ends_every_process_of_the_stage(stage: Workspace, monke
 
     with pytest.raises(KeyboardInterrupt):
         reproduce("one", folder, started=lambda: None, say=say)
+    assert [pid for pid in running if alive(pid)] == []
+
+
+def test_a_killed_run_leaves_no_process_of_its_stage(stage: Workspace) -> None:
+    folder = stage("sleep 600 &\necho $!\necho $$\nwait")
+    code = (
+        "import sys; from pathlib import Path; from flows.repro import reproduce; "
+        "reproduce('one', Path(sys.argv[1]), started=lambda: None, say=lambda line: print(line, flush=True))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        running = [int(run.stdout.readline()), int(run.stdout.readline())]
+        run.kill()
     assert [pid for pid in running if alive(pid)] == []
 
 
