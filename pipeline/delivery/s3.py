@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 import random
 import time
@@ -53,7 +51,9 @@ class S3Store:
             read_timeout=30,
             retries={"mode": "standard", "total_max_attempts": 3},
             max_pool_connections=32,
-            # Content-MD5 guards what is sent and sha256 what is read; not every server knows the newer checksums.
+            # The sha256 in the signature guards what is sent, that in the manifest what is read; not every server knows
+            # the newer checksums.
+            s3={"payload_signing_enabled": True},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
@@ -139,14 +139,11 @@ class S3Store:
     def _put(self, key: str, source: bytes | Path, condition: _Condition) -> bool:
         for attempt in range(_CONFLICT_TRIES):
             with self._in_a_sentence(), io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as body:
-                digest = hashlib.file_digest(body, lambda: hashlib.md5(usedforsecurity=False)).digest()
-                body.seek(0)
                 try:
                     self.client.put_object(
                         Bucket=self.bucket,
                         Key=self.prefix + key,
                         Body=body,
-                        ContentMD5=base64.b64encode(digest).decode(),
                         **condition,
                     )
                     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import hashlib
 import http.client
@@ -78,7 +77,7 @@ class Proxy:
 
     'drop': closes the connection at once; 'lose': passes the request on and closes; 'cut': sends half of the answer;
     'flip': changes a byte of what was sent; a number: that status and nothing passed on. It may change the headers
-    that are passed on. As S3 does and moto does not, it refuses a body that is not what Content-MD5 says.
+    that are passed on. As S3 does and moto does not, it refuses a body that has not the sha256 that was signed.
     """
 
     def __init__(self, target: str) -> None:
@@ -102,7 +101,7 @@ class Proxy:
                     return
                 if fault == "flip" and body:
                     body = bytes([body[0] ^ 1]) + body[1:]
-                if (md5 := headers.get("content-md5")) and base64.b64decode(md5) != hashlib.md5(body).digest():
+                if body and headers["x-amz-content-sha256"] != hashlib.sha256(body).hexdigest():
                     fault = 400
                 if isinstance(fault, int):
                     status, sent, content = fault, [], b"<Error><Code>Fault</Code><Message>injected</Message></Error>"
