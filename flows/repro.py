@@ -167,22 +167,20 @@ def _process_group(command: list[str], workspace: Path) -> Iterator[subprocess.P
         "PYTHONUNBUFFERED": "1",  # lines come as they are printed
         "DVC_NO_ANALYTICS": "1",
     }
-    with (
-        subprocess.Popen(
-            command,
-            cwd=workspace,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        ) as process,
-        _guarded(process.pid),
-    ):
+    with subprocess.Popen(
+        command,
+        cwd=workspace,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
         try:
-            yield process
+            with _guarded(process.pid):
+                yield process
         except BaseException:
             _end(process)
             raise
