@@ -34,7 +34,8 @@ def workspace(folder: Path) -> None:
         deps = ["token.txt", *(f"{need.replace('@', '-')}.txt" for need in sorted(stage.needs))]
         text += f"  {name}: {{cmd: cat {' '.join(deps)} > {name}.txt, deps: [{', '.join(deps)}], outs: [{name}.txt]}}\n"
     (folder / "dvc.yaml").write_text(text)
-    (folder / "params.yaml").write_text("publish: {url: null, name: bench}\n")
+    params = (ROOT / "params.yaml").read_text()  # which a run reads whole before it begins
+    (folder / "params.yaml").write_text(params.replace("url: releases", "url: null"))
     for words in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
         subprocess.run(words, cwd=folder, check=True)
 
