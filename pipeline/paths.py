@@ -10,8 +10,9 @@ OUT = Path("out")
 INVENTORY = OUT / "inventory.json"  # source
 REAL = OUT / "real"  # ingest: imageset/, manifest.parquet, quarantine.json
 FEATURES = OUT / "features"  # features
+PARENT = OUT / "parent"  # parent: parent.json, and players.safetensors where training begins from another model
 MODEL = OUT / "model"  # train
-TRAINING = OUT / "training"  # train: curves.csv, snapshots.csv, samples.png, grids/
+TRAINING = OUT / "training"  # train: curves.csv, snapshots.csv, samples.png, grids/, players.safetensors
 SYNTHETIC = OUT / "synthetic"  # augment: imageset/, manifest.parquet
 VALIDATION = OUT / "validation"  # validate: real/, synthetic/, each report.json and docs/
 EVALUATION = OUT / "evaluation"  # evaluate: model/, synthetic/, each metrics.json and figures/
@@ -20,6 +21,7 @@ UTILITY = OUT / "utility"  # utility: utility.json, table.csv, figures/
 IMAGESET = "imageset"
 MANIFEST = "manifest.parquet"
 QUARANTINE = "quarantine.json"
+PLAYERS = "players.safetensors"  # of out/training: all that a later training may begin from
 
 
 def dvc_cache() -> Path | None:

@@ -18,8 +18,8 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 STAGES = [
-    "source", "ingest", "validate@real", "features", "train", "evaluate@model", "augment", "validate@synthetic",
-    "evaluate@synthetic", "utility",
+    "source", "ingest", "validate@real", "features", "parent", "train", "evaluate@model", "augment",
+    "validate@synthetic", "evaluate@synthetic", "utility",
 ]  # fmt: skip
 
 

@@ -194,6 +194,25 @@ class Trainer:
             "sums": self._sums,
         }
 
+    def players(self) -> dict[str, Tensor]:
+        """What a later training may begin from: the family as it is now, and the average that was the nearest."""
+        named = {"family": self.family.state_dict(), "average": self.best}
+        return {f"{part}.{name}": tensor for part, state in named.items() for name, tensor in state.items()}
+
+    def begin_from(self, players: dict[str, Tensor]) -> None:
+        """Begin as another training ended; optimizers, schedules and counts begin anew.
+
+        Raises ValueError where the tensors are not those of this family with these settings and images.
+        """
+        for part, module in {"family": self.family, "average": self.average}.items():
+            found = {name: value for name, value in players.items() if name.startswith(f"{part}.")}
+            needed = {f"{part}.{name}": tensor for name, tensor in module.state_dict().items()}
+            for name in sorted(needed.keys() | found.keys()):
+                has, wants = (tuple(all_[name].shape) if name in all_ else None for all_ in (found, needed))
+                if has != wants:
+                    raise ValueError(f"{name} is {has or 'not there'}; needed {wants or 'none'}")
+            module.load_state_dict({name.removeprefix(f"{part}."): value for name, value in found.items()})
+
     def restore(self, state: Tree) -> None:
         """Go on from a state that an equal trainer gave."""
         self.steps = state["steps"]

@@ -21,6 +21,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from pipeline import paths
 from pipeline.errors import FailedError, ForgelineError, UserError
@@ -59,6 +61,7 @@ class Params:
     seed: int = 0
     processes: int = 1  # that share each batch: on this machine, or as many as torchrun starts on several
     threads: int | None = None  # of each process; none: the fastest where the run begins, its bits depend on it
+    warm_start: str | None = None  # the branch, tag or commit whose model is trained on: the stage `parent`
 
     def __post_init__(self) -> None:
         alone = load_family(self.family).Config.trains_alone
@@ -119,7 +122,7 @@ def _run(params: Params, config: Any, stop: Stop) -> None:
     with distributed.first_of_host():
         arrays = real.arrays("train")
     batches = Batches(*arrays, batch_size=params.batch_size, seed=params.seed, device=device, balanced=family.balanced)
-    build = partial(Trainer, batches=batches, images=params.images, snapshot_images=params.snapshot_images)
+    build = partial(_trainer, batches=batches, images=params.images, snapshot_images=params.snapshot_images)
     trial = partial(build, judge=_ask_the_first)
     if distributed.rank() > 0:
         try:
@@ -156,6 +159,21 @@ def _family(params: Params, config: Any, real: ImageSet) -> Family:
         return load_family(params.family).Family(config, spec)
     except ValueError as error:
         raise UserError(f"{real.root}: {error}") from None
+
+
+def _trainer(family: Family, **rest: Any) -> Trainer:
+    """One that begins from the model in out/parent, where one is there."""
+    trainer, parent = Trainer(family, **rest), paths.PARENT / paths.PLAYERS
+    if parent.exists():
+        try:
+            trainer.begin_from(load_file(parent))
+        except ValueError as error:
+            raise UserError(
+                f"params.yaml: train.warm_start names a model of another family, size or setting: {error}"
+            ) from None
+        except SafetensorError as error:
+            raise FailedError(f"{parent}: is not a whole file: {' '.join(str(error).split())}") from None
+    return trainer
 
 
 def _set_threads(asked: int | None, family: Family, trial: Callable[[Family], Trainer], known: Path | None) -> None:
@@ -325,6 +343,9 @@ def _write(trainer: Trainer, judge: SnapshotJudge, inputs: dict[str, Any], stand
         (folder / _INPUTS).write_text(json.dumps(inputs, indent=2) + "\n", encoding="utf-8")
         if stands is not None:
             (folder / "game.json").write_text(json.dumps(stands, indent=2) + "\n", encoding="utf-8")
+        save_file(
+            {name: tensor.cpu().contiguous() for name, tensor in trainer.players().items()}, folder / paths.PLAYERS
+        )
         _write_csv(folder / "curves.csv", trainer.curves)
         _write_csv(folder / "snapshots.csv", [snapshot._asdict() for snapshot in trainer.snapshots])
     _say(f"kept the generator of {best.images_seen:,} images, nearest at {best.score:.4g}: {judge.metric}")
@@ -347,6 +368,7 @@ def _inputs(params: Params, config: Any, real: ImageSet) -> dict[str, Any]:
     named |= {
         "data": real.fingerprint,
         "features": _sha256(path for path in paths.FEATURES.rglob("*") if path.is_file()),
+        "parent": _sha256(path for path in paths.PARENT.rglob("*") if path.is_file()),
         "code": _sha256(Path(file) for file in loaded if file),
         "torch": torch.__version__,
         "device": machine.name(),

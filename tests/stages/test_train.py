@@ -379,3 +379,18 @@ def test_outside_a_dvc_repository_it_says_what_is_needed(workspace: Path) -> Non
     shutil.rmtree(".dvc")
     with pytest.raises(UserError, match="is not a DVC repository"):
         train.run(_document())
+
+
+def test_a_warm_start_begins_where_its_parent_is_best_and_another_model_is_refused(workspace: Path) -> None:
+    train.run(_document(images=3200, snapshot_images=1600))
+    score = Model.load(paths.MODEL).selection["score"]
+    paths.PARENT.mkdir()
+    shutil.copy(paths.TRAINING / paths.PLAYERS, paths.PARENT)
+    train.run(_document(images=1600, snapshot_images=1600, warm_start="nightly"))
+    rows = list(csv.DictReader((paths.TRAINING / "snapshots.csv").read_text().splitlines()))
+    assert float(rows[0]["score"]) == score
+    assert float(rows[1]["score"]) != score
+    other = _document()
+    other.content["families"] = {"conditional": {"width": 16}}
+    with pytest.raises(UserError, match=r"train.warm_start names a model of another .* is \(.*; needed"):
+        train.run(other)
