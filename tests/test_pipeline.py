@@ -88,7 +88,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 def outcomes(output: str) -> dict[str, str]:
     """What the flow said became of each stage."""
-    return dict(re.findall(r"^\[\d+/10\] (\S+): (done|unchanged|restored)", output, re.MULTILINE))
+    return dict(re.findall(r"^\[\d+/11\] (\S+): (done|unchanged|restored)", output, re.MULTILINE))
 
 
 def test_the_first_run_takes_every_stage_and_publishes(workspace: Workspace) -> None:

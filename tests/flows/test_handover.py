@@ -115,7 +115,7 @@ def project(s3: str, prefect_server: str, tmp_path_factory: pytest.TempPathFacto
         yaml.dump(document, path)
         made.run("git", "add", "-A")
         made.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "t")
-        made.run("dvc", "repro", "--quiet", "features")
+        made.run("dvc", "repro", "--quiet", "features", "parent")
         with get_client(sync_client=True) as client:
             with suppress(ObjectNotFound):
                 client.delete_work_pool(REMOTE_POOL)
@@ -184,7 +184,7 @@ def test_the_outputs_of_another_machine_come_back_as_if_made_here(
     shutil.rmtree(project.root / ".dvc/cache/files")  # nor is anything handed over that the remote has
     assert project.hand_over(said.append).outcome == "restored"
     assert project.model() == expected
-    project.run("dvc", "pull", "--quiet", "features")
+    project.run("dvc", "pull", "--quiet", "features", "parent")
 
 
 def test_a_machine_that_vanishes_is_noticed_and_another_goes_on(
