@@ -1,7 +1,7 @@
 """parent: the model that training begins from → out/parent: the players of another revision's run, or none.
 
-`train.warm_start` names the revision. It is looked up when there is new data, or when the setting changes; dvc.lock
-then pins what was found, so that a branch which moves on reruns nothing.
+`train.warm_start` names the revision. It is looked up when there are new data or other settings of `train`;
+dvc.lock then pins what was found, so that a branch which moves on reruns nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def read_params(document: Document) -> str | None:
 
 
 def run(document: Document) -> None:
-    """Write out/parent, whole or not at all. Raises UserError where the revision is none, or has no model."""
+    """Write out/parent, whole or not at all. UserError where it is no revision, FailedError where it has no model."""
     revision = read_params(document)
     commit = _commit(revision) if revision else None
     if revision and commit is None and revision != read_run_settings(document).record:
