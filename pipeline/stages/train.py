@@ -195,15 +195,19 @@ class Told(Exception):  # noqa: N818
 
 
 class Stop:
-    """Whether training was told to stop: by SIGTERM or Ctrl-C, or by the end of who started it as one of several."""
+    """Whether training was told to stop: by SIGTERM or Ctrl-C, or by the end of who waits for it.
+
+    That is the process that started it as one of several, or DVC, which starts every stage of an experiment, and kills
+    none of them when it is killed itself.
+    """
 
     def __init__(self) -> None:
         self.received: list[int] = []
-        self.parent = os.getppid()
+        self.parent = os.getppid() if {"RANK", "DVC_STAGE"} & os.environ.keys() else None
         self.interrupts = False
 
     def __call__(self) -> bool:
-        orphaned = distributed.world_size() > 1 and os.getppid() != self.parent
+        orphaned = self.parent is not None and os.getppid() != self.parent
         return bool(self.received) or orphaned
 
     @property

@@ -17,7 +17,6 @@ from pathlib import Path
 from uuid import UUID
 
 import numpy as np
-import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 

@@ -26,7 +26,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.events import emit_event
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Running, Scheduled
+from prefect.states import Completed, Running, Scheduled
 
 from flows.telling import automate
 from flows.up import Standing
@@ -39,6 +39,7 @@ PATIENCE_SECONDS = 300  # on a busy machine
 
 STAGES = (
     "stages:\n  one: {cmd: 'if test -e wait; then echo $$ > pid; sleep 600; fi; echo > one.txt', outs: [one.txt]}\n"
+    "  two: {cmd: 'if test -e broken; then echo it broke; exit 3; fi', always_changed: true}\n"
 )
 
 
@@ -235,6 +236,23 @@ def test_success_is_told(machine: Machine, client: SyncPrefectClient, hook: Hook
     assert ended(client, run.id).state_name == "Completed"
     assert (machine.folder / "one.txt").exists()
     assert hook.told(run.name).startswith(f"Forgeline: done\nretrain {run.name}: publish.url names no place\n")
+
+
+def test_failure_is_told_with_its_reason(machine: Machine, client: SyncPrefectClient, hook: Hook) -> None:
+    (machine.folder / "broken").touch()
+    deployment = client.read_deployment_by_name("retrain/nightly")
+    run = client.create_flow_run_from_deployment(deployment.id)
+    assert ended(client, run.id).state_name == "Failed"
+    assert hook.told(run.name).startswith(f"Forgeline: failed\nretrain {run.name}: stage 'two': it broke\n")
+    (machine.folder / "broken").unlink()
+
+
+def test_a_refusal_is_told_with_its_reason(client: SyncPrefectClient, hook: Hook) -> None:
+    """That a flow ends so is tested in test_refused.py: here the server learns of such an end."""
+    deployment = client.read_deployment_by_name("retrain/nightly")
+    run = client.create_flow_run_from_deployment(deployment.id, state=Running())
+    client.set_flow_run_state(run.id, Completed(name="Refused", message="utility harms"), force=True)
+    assert hook.told(run.name).startswith(f"Forgeline: refused\nretrain {run.name}: utility harms\n")
 
 
 def test_a_run_that_is_silent_is_ended_and_told_of(machine: Machine, client: SyncPrefectClient, hook: Hook) -> None:
