@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
@@ -17,8 +18,10 @@ import psutil
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.run import run
+from pipeline.doctor import prefect_answers
 from pipeline.errors import FailedError, UserError
 
 Workspace = Callable[[str], Path]
@@ -79,11 +82,60 @@ def test_the_server_of_a_run_without_one_ends_with_it_even_when_it_is_killed(
             process.kill()
 
 
+def serve(port: int, home: Path) -> subprocess.Popen[bytes]:
+    """A Prefect server on this port that answers."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+        env=os.environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not prefect_answers(f"http://127.0.0.1:{port}/api"):
+        assert process.poll() is None
+        time.sleep(0.1)
+    return process
+
+
+def test_a_server_that_is_killed_and_started_again_midway_has_the_whole_run(
+    workspace: Workspace, prefect_database: Path, tmp_path: Path
+) -> None:
+    shutil.copy(prefect_database, tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    url = f"http://127.0.0.1:{port}/api"
+    stages = "".join(
+        f"  {name}: {{cmd: 'echo begun; until test -e {name}; do sleep 0.1; done', always_changed: true}}\n"
+        for name in ("one", "two")
+    )
+    folder = workspace(stages)
+    server = serve(port, tmp_path)
+    command = start(folder, url)
+    assert command.stderr is not None
+    try:
+        for name in ("one", "two"):
+            next(line for line in command.stderr if line.strip() == "begun")
+            server.kill()
+            server.wait()
+            (folder / name).touch()  # the stage ends while nobody answers
+            time.sleep(2)
+            server = serve(port, tmp_path)
+        _, err = command.communicate()
+        assert command.returncode == 0, err
+        with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+            (run,) = client.read_flow_runs()
+            assert run.state_name == "Completed"
+            states = {task.name: task.state_name for task in client.read_task_runs()}
+            assert states == {"one": "Completed", "two": "Completed", "publish": "Skipped"}
+    finally:
+        command.kill()
+        server.kill()
+        server.wait()
+
+
 def test_a_server_that_does_not_answer_is_told_before_anything_runs(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unheard.getsockname()[1]}/api"
