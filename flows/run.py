@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flows.retrain import RunResult as Result
 
 QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+_RETRIES = "8"  # each after twice the time: a server may be away for eight minutes, as one that is updated is
 
 
 def run(workspace: Path, publish_url: str | None = None) -> Result:
@@ -27,8 +28,9 @@ def run(workspace: Path, publish_url: str | None = None) -> Result:
     failed stage ended with, UserError before anything runs when settings or the repository are not what is needed.
     """
     workspace = workspace.resolve()
-    for name, value in QUIET.items():
+    for name, value in {**QUIET, "PREFECT_CLIENT_MAX_RETRIES": _RETRIES}.items():
         os.environ.setdefault(name, value)
+    import httpx
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with ExitStack() as stack:
@@ -53,6 +55,11 @@ def run(workspace: Path, publish_url: str | None = None) -> Result:
             stack.enter_context(temporary_settings({PREFECT_API_URL: started()}))
         try:
             state = retrain(workspace, publish_url, return_state=True)
+        except httpx.TransportError as error:
+            raise FailedError(
+                f"the Prefect server at {PREFECT_API_URL.value()} is gone: {error}; what was made is kept, and the "
+                "same command goes on from there"
+            ) from None
         finally:
             for handler in logging.getLogger("prefect.flow_runs").handlers:
                 handler.flush()  # before the server ends
@@ -65,9 +72,10 @@ def show_only_what_is_said() -> None:
     """Leave what the flow says for people on the terminal, as plain lines, and drop Prefect's own log there."""
     from flows.retrain import SAID
 
-    root = logging.getLogger()
+    root, threads = logging.getLogger(), logging.getLogger("prefect._internal")
     terminal = _Said()
     terminal.addFilter(lambda record: hasattr(record, SAID))
+    threads.handlers = []  # say page by page of each event that a server that is away for a while did not hear
     root.handlers = [handler for handler in root.handlers if not type(handler).__module__.startswith("prefect.")]
     root.addHandler(terminal)
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -29,11 +29,11 @@ Workspace = Callable[[str], Path]
 WAITS = "  one: {cmd: sleep 600 & echo $!; echo $$; wait}\n"
 
 
-def start(folder: Path, url: str = "") -> subprocess.Popen[str]:
+def start(folder: Path, url: str = "", **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "flows"],
         cwd=folder,
-        env=os.environ | {"PREFECT_API_URL": url},
+        env=os.environ | {"PREFECT_API_URL": url} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -96,41 +96,82 @@ def serve(port: int, home: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_server_that_is_killed_and_started_again_midway_has_the_whole_run(
-    workspace: Workspace, prefect_database: Path, tmp_path: Path
-) -> None:
-    shutil.copy(prefect_database, tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    url = f"http://127.0.0.1:{port}/api"
-    stages = "".join(
-        f"  {name}: {{cmd: 'echo begun; until test -e {name}; do sleep 0.1; done', always_changed: true}}\n"
-        for name in ("one", "two")
-    )
-    folder = workspace(stages)
-    server = serve(port, tmp_path)
-    command = start(folder, url)
+class Server:
+    """A Prefect server that is killed and started again, always at the same address."""
+
+    def __init__(self, database: Path, home: Path) -> None:
+        shutil.copy(database, home)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
+        self.home, self.url = home, f"http://127.0.0.1:{self.port}/api"
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)],
+            env=os.environ | {"PREFECT_HOME": str(self.home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while not prefect_answers(self.url):
+            assert self.process.poll() is None
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def server(prefect_database: Path, tmp_path: Path) -> Iterator[Server]:
+    found = Server(prefect_database, tmp_path)
+    yield found
+    found.kill()
+
+
+HELD = "".join(
+    f"  {name}: {{cmd: 'echo begun; until test -e {name}; do sleep 0.1; done', always_changed: true}}\n"
+    for name in ("one", "two")
+)
+
+
+def begun(command: subprocess.Popen[str]) -> None:
+    """Wait until a stage of HELD has begun."""
     assert command.stderr is not None
-    try:
+    next(line for line in command.stderr if line.strip() == "begun")
+
+
+def test_a_server_that_is_killed_and_started_again_midway_has_the_whole_run(
+    workspace: Workspace, server: Server
+) -> None:
+    folder = workspace(HELD)
+    with start(folder, server.url) as command:
         for name in ("one", "two"):
-            next(line for line in command.stderr if line.strip() == "begun")
+            begun(command)
             server.kill()
-            server.wait()
             (folder / name).touch()  # the stage ends while nobody answers
             time.sleep(2)
-            server = serve(port, tmp_path)
+            server.start()
         _, err = command.communicate()
-        assert command.returncode == 0, err
-        with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
-            (run,) = client.read_flow_runs()
-            assert run.state_name == "Completed"
-            states = {task.name: task.state_name for task in client.read_task_runs()}
-            assert states == {"one": "Completed", "two": "Completed", "publish": "Skipped"}
-    finally:
-        command.kill()
+    assert command.returncode == 0, err
+    with temporary_settings({PREFECT_API_URL: server.url}), get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs()
+        assert run.state_name == "Completed"
+        states = {task.name: task.state_name for task in client.read_task_runs()}
+        assert states == {"one": "Completed", "two": "Completed", "publish": "Skipped"}
+
+
+def test_a_server_that_is_gone_for_good_is_told_in_a_sentence(workspace: Workspace, server: Server) -> None:
+    folder = workspace(HELD)
+    with start(folder, server.url, PREFECT_CLIENT_MAX_RETRIES="1") as command:
+        begun(command)
         server.kill()
-        server.wait()
+        for name in ("one", "two"):
+            (folder / name).touch()
+        _, err = command.communicate()
+    assert (command.returncode, "Traceback" in err) == (1, False), err
+    assert f"forgeline: the Prefect server at {server.url} is gone" in err
 
 
 def test_a_server_that_does_not_answer_is_told_before_anything_runs(
