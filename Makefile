@@ -7,11 +7,12 @@ export DO_NOT_TRACK := 1
 # A run starts dozens of Pythons: where bytecode is not kept, each compiles Great Expectations or torch anew, for 10 s.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test bench lint format constraints clean
+.PHONY: help demo test test-ceph bench lint format constraints clean
 
 help:
 	@echo "make demo         the whole pipeline once, on handwritten digits: a release, its grid, its numbers"
 	@echo "make test         the tests"
+	@echo "make test-ceph    those that talk to S3 once more, to a Ceph gateway; wants ceph-mon, ceph-osd and radosgw"
 	@echo "make bench        how fast training, sampling and delivery are here, in some minutes; wants idle cores"
 	@echo "make lint         ruff, mypy, the import contracts"
 	@echo "make format       ruff's formatting and its safe corrections"
@@ -22,6 +23,9 @@ demo: $(VENV)/installed-train
 
 test: $(VENV)/installed-dev
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-ceph: $(VENV)/installed-dev
+	FORGELINE_TEST_S3=ceph pytest tests/delivery tests/sources/test_files.py tests/flows/test_mirror.py tests/flows/test_scheduled.py
 
 bench: $(VENV)/installed-dev
 	python tests/bench/speed.py

@@ -179,7 +179,7 @@ def test_a_fault_at_every_request(
 PUBLISHERS = """
 import json, os, signal, sys, time
 from pathlib import Path
-sys.path.insert(0, sys.argv[3])
+sys.path[:0] = sys.argv[3:]
 from conftest import describe
 from pipeline.delivery import open_store, publish
 store = open_store(sys.argv[1])
@@ -203,7 +203,7 @@ for line in sys.stdin:
 @pytest.fixture
 def run_publishers(url: str, images) -> Iterator[Callable[..., list[int]]]:
     """Publishes the set from one process for each title, killed after so many seconds; gives their exit statuses."""
-    arguments = [sys.executable, "-c", PUBLISHERS, url, str(images.root), str(Path(__file__).parent)]
+    arguments = [sys.executable, "-c", PUBLISHERS, url, str(images.root), *map(str, Path(__file__).parents[:2])]
     process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(titles: list[str], kill_after_seconds: float | None = None) -> list[int]:

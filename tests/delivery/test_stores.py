@@ -115,7 +115,7 @@ def test_what_the_credentials_may_not_do_is_noticed(proxy, s3_url: str, method: 
     assert open_store(s3_url).sizes("") == {}
 
 
-def test_a_server_that_wants_the_tag_without_quotes(proxy, s3_url: str) -> None:
+def test_a_server_that_wants_the_tag_without_quotes(unsigned, proxy, s3_url: str) -> None:
     def fault(number: int, method: str, path: str, headers: dict[str, str]) -> int | None:
         if "if-match" not in headers:
             return None

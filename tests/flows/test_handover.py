@@ -1,4 +1,4 @@
-"""`train` handed to another machine for real: a Prefect server, process workers, a bare git repository, moto's S3.
+"""`train` handed to another machine for real: a Prefect server, process workers, a bare git repository, an S3 server.
 
 Each worker is a machine of its own: it has its own cache, and shares nothing with the parent but the two remotes. The
 tests share one project, the digits recipe with small budgets.
@@ -21,7 +21,7 @@ from pathlib import Path
 import boto3
 import psutil
 import pytest
-from moto.server import ThreadedMotoServer
+import servers
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
@@ -73,11 +73,8 @@ class Project:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with servers.s3_server() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +82,8 @@ def project(s3: str, prefect_server: str, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("handed")
     environment = {
         "AWS_ENDPOINT_URL_S3": s3,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ACCESS_KEY_ID": servers.KEY,
+        "AWS_SECRET_ACCESS_KEY": servers.SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
         "FORGELINE_CACHE": str(folder / "cache"),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),

@@ -13,13 +13,12 @@ from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
+import servers
 from prefect.client.schemas.objects import State
 
 from flows.retrain import retrain
 from pipeline.errors import ForgelineError
 
-SECRET = "marked-secret-of-the-store"
 STAGES = """stages:
   probe: {cmd: ls data > list.txt && echo key $AWS_SECRET_ACCESS_KEY, outs: [list.txt], always_changed: true}
   copy: {cmd: cp list.txt copy.txt, deps: [list.txt], params: [copy], outs: [copy.txt]}
@@ -63,16 +62,13 @@ class Clone:
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An S3 server, marked credentials for it, and a git that knows no user; the URL of a bucket for DVC."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
     home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
+    with servers.s3_server() as url, pytest.MonkeyPatch.context() as patch:
         for name, value in {
-            "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "marked-key-id",
-            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ENDPOINT_URL_S3": url,
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": servers.KEY,
+            "AWS_SECRET_ACCESS_KEY": servers.SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
@@ -82,7 +78,6 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.delenv("AWS_PROFILE", raising=False)
         boto3.session.Session().client("s3").create_bucket(Bucket="dvc")
         yield "s3://dvc/store"
-    server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -183,5 +178,5 @@ def test_no_credentials_in_what_runs_leave_behind(clone: Clone, prefect_server: 
     texts = [path.read_bytes() for path in files]
     texts.append(clone.run("git", "log", "--all", "--patch").encode())
     assert any(b"key ***" in text for text in texts)
-    assert [path for path, text in zip(files, texts, strict=False) if SECRET.encode() in text] == []
-    assert SECRET.encode() not in texts[-1]
+    assert [path for path, text in zip(files, texts, strict=False) if servers.SECRET.encode() in text] == []
+    assert servers.SECRET.encode() not in texts[-1]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
 from moto.core import set_initial_no_auth_action_count
 
 from pipeline.errors import FailedError, UserError
@@ -98,6 +99,8 @@ def test_a_prefix_lists_sizes_and_etags_and_nothing_beside_it(s3: Any) -> None:
 
 
 def test_a_prefix_of_more_than_one_page_is_listed_whole(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if servers.is_ceph():
+        pytest.skip("moto is needed, whose pages can be made small")
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "2")
     for name in "abcde":
         s3.put_object(Bucket="raw", Key=f"many/{name}", Body=b"")
@@ -152,8 +155,9 @@ def test_an_object_that_is_not_there_is_the_users_mistake(s3: Any) -> None:
         place_of("s3://raw/absent.zip", single=True).inventory(every)
 
 
-@set_initial_no_auth_action_count(0)
-def test_a_store_that_refuses_is_named(s3: Any) -> None:
+@set_initial_no_auth_action_count(0)  # for moto, which else believes every key
+def test_a_store_that_refuses_is_named(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     with pytest.raises(
         FailedError, match=r"^s3://raw/set: the store refuses to let these credentials read it \(\w+\)$"
     ):

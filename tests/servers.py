@@ -1,0 +1,159 @@
+"""S3 servers on loopback for tests: moto's in this process, or a real Ceph gateway where FORGELINE_TEST_S3=ceph."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+KEY, SECRET = "marked-key-id", "marked-secret-of-the-store"
+_PATIENCE_SECONDS = 120
+_PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "ceph", "radosgw-admin", "monmaptool")
+
+# One monitor, one OSD that keeps everything in memory, one gateway; nobody but this machine can reach them.
+_CONFIGURATION = """
+[global]
+fsid = {fsid}
+mon host = [v2:127.0.0.1:{ports[0]},v1:127.0.0.1:{ports[1]}]
+public addr = 127.0.0.1
+ms bind ipv4 = true
+auth cluster required = none
+auth service required = none
+auth client required = none
+ms mon client mode = crc
+keyring = /dev/null
+mon allow pool size one = true
+mon data avail crit = 0
+mon data = {folder}/mon
+osd data = {folder}/osd
+osd objectstore = memstore
+memstore device bytes = 2147483648
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 1
+osd crush chooseleaf type = 0
+run dir = {folder}
+log file = {folder}/$name.log
+admin socket = {folder}/$name.asok
+pid file =
+[client.admin]
+rgw frontends = beast endpoint=127.0.0.1:{ports[2]}
+rgw data = {folder}/rgw
+"""
+
+
+def is_ceph() -> bool:
+    return os.environ.get("FORGELINE_TEST_S3") == "ceph"
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """The URL of a server whose keys are KEY and SECRET."""
+    with ceph() if is_ceph() else moto() as url:
+        yield url
+
+
+@contextmanager
+def moto() -> Iterator[str]:
+    """It believes every key."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cluster:
+    """Ceph's programs with the configuration of `folder`."""
+
+    folder: Path
+
+    def run(self, *words: str) -> str:
+        """What a program that ends says."""
+        words = (words[0], "--conf", str(self.folder / "ceph.conf"), *words[1:])
+        return subprocess.run(words, check=True, capture_output=True, text=True, timeout=_PATIENCE_SECONDS).stdout
+
+    @contextmanager
+    def running(self, *words: str, ready: Callable[[], bool]) -> Iterator[None]:
+        """A program that serves in the block, from when it is ready."""
+        log = self.folder / f"{words[0]}.out"
+        with log.open("wb") as output:
+            words = (words[0], "--conf", str(self.folder / "ceph.conf"), *words[1:])
+            process = subprocess.Popen(words, stdout=output, stderr=output, start_new_session=True)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        try:
+            while not ready():
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.3)
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def says(self, word: str, *words: str) -> bool:
+        with suppress(subprocess.SubprocessError):
+            return word in self.run("ceph", "--connect-timeout", "5", *words)
+        return False
+
+
+@contextmanager
+def ceph() -> Iterator[str]:
+    """A gateway of Debian's packages ceph-mon, ceph-osd and radosgw; what is stored is gone with it."""
+    missing = [program for program in _PROGRAMS if shutil.which(program) is None]
+    assert not missing, f"FORGELINE_TEST_S3 is ceph, and there is no {', '.join(missing)}; needed Debian's radosgw"
+    fsid, osd = (Path("/proc/sys/kernel/random/uuid").read_text().strip() for _ in range(2))
+    with TemporaryDirectory(prefix="ceph") as name, ExitStack() as stack:
+        folder = Path(name)
+        for part in ("mon", "osd", "rgw"):
+            (folder / part).mkdir()
+        ports = _free_ports(3)
+        (folder / "ceph.conf").write_text(_CONFIGURATION.format(fsid=fsid, ports=ports, folder=folder))
+        cluster, url = _Cluster(folder=folder), f"http://127.0.0.1:{ports[2]}"
+        address = f"[v2:127.0.0.1:{ports[0]},v1:127.0.0.1:{ports[1]}]"
+        cluster.run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", address, str(folder / "monmap"))
+        cluster.run("ceph-mon", "--mkfs", "--id", "a", "--monmap", str(folder / "monmap"))
+        monitor = ("ceph-mon", "--id", "a", "--foreground")
+        stack.enter_context(cluster.running(*monitor, ready=lambda: cluster.says(fsid, "fsid")))
+        cluster.run("ceph", "osd", "new", osd)
+        cluster.run("ceph-osd", "--id", "0", "--mkfs", "--osd-uuid", osd)
+        store = ("ceph-osd", "--id", "0", "--foreground")
+        stack.enter_context(cluster.running(*store, ready=lambda: cluster.says("1 up", "osd", "stat")))
+        cluster.run("ceph", "osd", "crush", "add", "osd.0", "1.0", "root=default", "host=localhost")
+        gateway = ("radosgw", "--name", "client.admin", "--foreground")
+        stack.enter_context(cluster.running(*gateway, ready=lambda: _answers(url)))
+        user = ("--uid", "tests", "--display-name", "tests", "--access-key", KEY, "--secret-key", SECRET)
+        cluster.run("radosgw-admin", "user", "create", *user)
+        yield url
+
+
+def _answers(url: str) -> bool:
+    with suppress(OSError):
+        urllib.request.urlopen(url, timeout=5)
+        return True
+    return False
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
