@@ -7,6 +7,7 @@ dvc.lock then pins what was found, so that a branch which moves on reruns nothin
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,10 @@ def run(document: Document) -> None:
 
 
 def _commit(revision: str) -> str | None:
-    """The commit, of a branch that `origin` has too as it was there when last fetched."""
+    """The commit, of a branch that `origin` has too as it is there now, or was when `origin` could last be reached."""
+    branch = f"+refs/heads/{revision}:refs/remotes/origin/{revision}"
+    asking = os.environ | {"GIT_TERMINAL_PROMPT": "0"}
+    subprocess.run(["git", "fetch", "--quiet", "origin", branch], capture_output=True, check=False, env=asking)
     for name in (f"refs/remotes/origin/{revision}", revision):
         words = ["git", "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"]
         found = subprocess.run(words, capture_output=True, text=True, check=False)

@@ -54,10 +54,21 @@ def test_a_branch_gives_the_model_that_it_names_now_and_a_commit_its_own(first: 
     assert _found() == ("one", first)
 
 
-def test_a_branch_is_taken_as_it_is_on_the_remote(first: str) -> None:
-    _do("git", "update-ref", "refs/remotes/origin/nightly", first)
+def test_a_branch_is_taken_as_it_is_on_the_remote_now_or_was_when_that_could_be_reached(
+    first: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    remote, second = tmp_path_factory.mktemp("remote") / "origin", _do("git", "rev-parse", "HEAD")
+    _do("git", "clone", "--quiet", "--bare", ".", str(remote))
+    _do("git", "remote", "add", "origin", str(remote))
+    _do("git", "-C", str(remote), "update-ref", "refs/heads/nightly", first)
+    for moved in (first, second):
+        _do("git", "-C", str(remote), "update-ref", "refs/heads/nightly", moved)
+        parent.run(Document({"train": {"warm_start": "nightly"}}))
+        assert _found() == ({first: "one", second: "two"}[moved], moved)
+    _do("git", "-C", str(remote), "update-ref", "refs/heads/nightly", first)
+    remote.rename(remote.with_name("away"))
     parent.run(Document({"train": {"warm_start": "nightly"}}))
-    assert _found() == ("one", first)
+    assert _found() == ("two", second)
 
 
 @pytest.mark.parametrize("content", [{"warm_start": None}, {}])
