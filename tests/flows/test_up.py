@@ -23,7 +23,7 @@ from uuid import UUID
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events import emit_event
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Running, Scheduled
@@ -236,6 +236,23 @@ def test_success_is_told(machine: Machine, client: SyncPrefectClient, hook: Hook
     assert ended(client, run.id).state_name == "Completed"
     assert (machine.folder / "one.txt").exists()
     assert hook.told(run.name).startswith(f"Forgeline: done\nretrain {run.name}: publish.url names no place\n")
+
+
+def test_the_schedule_of_params_yaml_makes_runs_that_run(machine: Machine, client: SyncPrefectClient) -> None:
+    machine.set({"cron": "* * * * *"})
+    machine.forgeline("up")
+
+    def by_the_schedule() -> FlowRun | None:
+        """A run of it that has begun and ended, as new or as nothing new."""
+        runs = [run for run in client.read_flow_runs() if run.auto_scheduled and run.start_time and run.end_time]
+        return runs[0] if runs else None
+
+    run = wait_for(by_the_schedule)
+    assert run.state is not None
+    assert (run.state.type, run.state.name in ("Completed", "Nothing new")) == (StateType.COMPLETED, True)
+    assert run.deployment_id == client.read_deployment_by_name("retrain/nightly").id
+    machine.set({})
+    machine.forgeline("up")
 
 
 def test_failure_is_told_with_its_reason(machine: Machine, client: SyncPrefectClient, hook: Hook) -> None:
