@@ -19,6 +19,12 @@ SPLITS = ("train", "validation", "test")
 IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 PROVENANCE_TYPES = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64"}  # as `datasets` calls them
 ROW_GROUP_IMAGES = 100  # small enough for a stream to mix the classes, large enough to be worth a request
+_ROW_GROUP_BYTES = 20_000_000  # of pixels, since a reader holds several groups in memory
+
+
+def row_group_images(shape: tuple[int, ...]) -> int:
+    """How many images (C, H, W) at most are stored in a row group."""
+    return max(1, min(ROW_GROUP_IMAGES, _ROW_GROUP_BYTES // prod(shape)))
 
 
 def shard_name(split: str, index: int, count: int) -> str:

@@ -23,11 +23,11 @@ from pipeline.imageset.imageset import ImageSet, Shard, check_classes
 from pipeline.imageset.layout import (
     IMAGESET_JSON,
     MAX_IMAGE_SIZE,
-    ROW_GROUP_IMAGES,
     SPLITS,
     batch_images,
     content_hash,
     fingerprint,
+    row_group_images,
     shard_name,
     shard_schema,
 )
@@ -83,7 +83,12 @@ def write_imageset(
         counts = {
             split: np.bincount(index.labels[members], minlength=len(classes)) for split, members in index.by_split()
         }
-        plan = [(split, shard) for split, members in index.by_split() for shard in _plan(index, members, shard_images)]
+        together = row_group_images(first.image.shape)
+        plan = [
+            (split, shard)
+            for split, members in index.by_split()
+            for shard in _plan(index, members, together, shard_images)
+        ]
         imageset = ImageSet(
             root=root,
             classes=tuple(classes),
@@ -194,13 +199,13 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _plan(index: _Index, rows: NDArray[np.int64], shard_images: int) -> list[list[NDArray[np.int64]]]:
-    """The `rows` of a split as shards of row groups of rows: each group of one class, the classes spread evenly."""
+def _plan(index: _Index, rows: NDArray[np.int64], together: int, shard_images: int) -> list[list[NDArray[np.int64]]]:
+    """The `rows` of a split as shards of row groups: at most `together` of one class, the classes spread evenly."""
     labels = index.labels[rows]
     groups = []
     for label in np.unique(labels).tolist():
         members = rows[labels == label]
-        parts = np.array_split(members, -(-len(members) // min(ROW_GROUP_IMAGES, shard_images)))
+        parts = np.array_split(members, -(-len(members) // min(together, shard_images)))
         groups += [((place + 0.5) / len(parts), label, part) for place, part in enumerate(parts)]
     groups.sort(key=lambda group: group[:2])
     starts = accumulate((len(group) for *_, group in groups), initial=0)

@@ -26,13 +26,13 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[
 """
 
 
-def peak(folder: Path, description, classes: int) -> int:
-    """Megabytes that pulling a selection, here all classes of 26 images of 200 kB each, and verifying it take."""
+def peak(folder: Path, description, classes: int, each: int = 26, size: int = 256) -> int:
+    """Megabytes that pulling a selection, here all classes of `each` images of noise, and verifying it take."""
 
     def rows() -> Iterator[Row]:
         random = np.random.default_rng(0)
-        for index in range(26 * classes):
-            image = random.integers(0, 256, (3, 256, 256), np.uint8)
+        for index in range(each * classes):
+            image = random.integers(0, 256, (3, size, size), np.uint8)
             yield Row(split="train", label=index % classes, image=image, path=f"{index}.png", provenance={})
 
     names = [f"class-{label}" for label in range(classes)]
@@ -50,3 +50,7 @@ def test_a_selection_of_a_larger_release_takes_no_more_memory(tmp_path: Path, de
             found.append(peak(Path(folder), description, classes))
     assert max(found) < 300
     assert found[1] - found[0] < 50, found
+
+
+def test_larger_images_take_no_more_memory(tmp_path: Path, description) -> None:
+    assert peak(tmp_path, description, 1, each=120, size=1024) < 300  # of 3 MB each
