@@ -25,7 +25,7 @@ NEIGHBOURS = 3  # of precision and recall: the k of arXiv 1904.06991
 COVERAGE_NEIGHBOURS = 5  # of density and coverage: the k of arXiv 2002.09797
 RESAMPLES = 10
 ISC_PARTS = 10
-_CHUNK = 1000  # rows of a block of pairwise distances
+_CHUNK = 128  # rows of a block of pairwise distances, which then stays in the cache
 
 
 def fidelity(
