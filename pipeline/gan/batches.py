@@ -81,9 +81,11 @@ def _fits(array: np.ndarray, device: torch.device) -> bool:
 
 
 class Batches:
-    """The training images as uint8; the batch of step k holds images drawn uniformly by (seed, k).
+    """The training images as uint8; the batch of step k holds images drawn by (seed, k), uniformly or as follows.
 
     `balanced`: its labels are 0, 1, … by turns, drawn uniformly from each class; there are whole turns in a batch.
+    `class_balance` β: a class of n images is drawn in proportion to n^(1-β), within it uniformly: at 0 all images are
+    drawn equally often, at 1 all classes.
     """
 
     def __init__(
@@ -95,20 +97,29 @@ class Batches:
         seed: int,
         device: torch.device,
         balanced: bool = False,
+        class_balance: float = 0.0,
     ):
         self.images = (Resident if _fits(images, device) else Mapped)(images, device)  # uint8 (N, C, H, W)
         self.labels = Resident(labels, device)  # int64 (N,)
         rows = np.arange(len(labels))
         self.parts = [rows[labels == label] for label in np.unique(labels)] if balanced else [rows]
+        self.edges: np.ndarray | None = None  # (N,), cumulative probabilities of the images; none where all are equal
+        if class_balance > 0:
+            _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+            weights = np.cumsum(counts[classes] ** -class_balance)
+            self.edges = weights / weights[-1]
         self.batch_size, self.seed = batch_size, seed
         self.generator = torch.Generator(device)
 
     def at(self, step: int) -> Batch:
         """This process's share of the batch of this step, and of its random numbers."""
         random = np.random.default_rng((self.seed, step))
-        turns = self.batch_size // len(self.parts)
-        drawn = [part[random.integers(len(part), size=turns)] for part in self.parts]
-        rows = share(np.stack(drawn, axis=1).reshape(-1))
+        if self.edges is not None:
+            rows = share(np.searchsorted(self.edges, random.random(self.batch_size), side="right"))
+        else:
+            turns = self.batch_size // len(self.parts)
+            drawn = [part[random.integers(len(part), size=turns)] for part in self.parts]
+            rows = share(np.stack(drawn, axis=1).reshape(-1))
         self.generator.manual_seed(int(random.integers(2**63)))
         draws = StepDraws(self.generator, self.batch_size)
         return Batch(images=to_float(self.images[rows]), labels=self.labels[rows], draws=draws)

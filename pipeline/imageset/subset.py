@@ -1,4 +1,4 @@
-"""Nested subsets, fixed by content."""
+"""Nested subsets, fixed by content; and which classes are rare."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
+
+RARE = 0.25  # times the images of the largest class: what has fewer is rare
+
+
+def rare_labels(counts: Sequence[int]) -> list[int]:
+    """The labels of the classes that are rare, by the training images of each; empty where classes are balanced."""
+    return [label for label, count in enumerate(counts) if count < RARE * max(counts)]
 
 
 def stratified_fraction(

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.imageset.subset import stratified_fraction
+from pipeline.imageset.subset import RARE, stratified_fraction
 from pipeline.metrics.classifier import Classifier, train_classifier
 
 Arm = Literal["real", "real_long", "synthetic", "mixed", "oversampled", "weighted", "filled"]
@@ -33,9 +33,8 @@ RARE_ARMS: dict[Arm, str] = {
         "synthetic, as many images seen as by mixed"
     ),
 }
-_RARE = 0.25
 RARE_CLASSES = (
-    f"Rare is a class that has fewer than {_RARE:g} times the training images of the largest class. Their recall is "
+    f"Rare is a class that has fewer than {RARE:g} times the training images of the largest class. Their recall is "
     "the mean over these classes, balanced accuracy the mean over all. Learning rates and the synthetic part of "
     "oversampled, weighted and filled are chosen by balanced accuracy on the validation split. Filling up helps when "
     "the recall rises above that of each arm of real images and balanced accuracy falls below none, by the intervals."
@@ -150,11 +149,6 @@ def filling_weights(
     part = np.where(made > 0, share * (1 - have / have.max()), 0.0)
     of_real, of_synthetic = (1 - part) / np.maximum(have, 1), part / np.maximum(made, 1)
     return of_real[real], of_synthetic[synthetic]
-
-
-def rare_labels(counts: Sequence[int]) -> list[int]:
-    """The labels of the classes that are rare, by the training images of each; empty where classes are balanced."""
-    return [label for label, count in enumerate(counts) if count < _RARE * max(counts)]
 
 
 def draw(contents: Sequence[str], labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.int64]:

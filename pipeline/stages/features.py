@@ -17,9 +17,9 @@ from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder
+from pipeline.imageset.subset import rare_labels
 from pipeline.metrics.classifier import NARROWEST, Classifier, predict, save, train_classifier
 from pipeline.metrics.judges import EXTRACTOR, FILTER, INDEX, JUDGES
-from pipeline.metrics.utility import rare_labels
 from pipeline.params import Document
 from pipeline.progress import ProgressLine
 

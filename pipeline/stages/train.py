@@ -36,6 +36,7 @@ from pipeline.gan.standing import standing
 from pipeline.gan.training import Snapshot, Trainer, describe_diversity
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder, write_atomically
+from pipeline.imageset.subset import rare_labels
 from pipeline.metrics.classifier import Classifier, embed
 from pipeline.metrics.fidelity import by_domain, frechet_distance
 from pipeline.metrics.judges import Judges
@@ -47,6 +48,7 @@ from pipeline.report.grids import interpolation_strip, sample_grid
 _SCORED = 1000  # samples of a snapshot
 _SEED = 2**32  # of grids and scored samples: training's own seeds are below
 _INPUTS = "inputs.json"
+_CLASS_BALANCE = 0.5  # where some are rare, classes are drawn by the roots of their sizes (arXiv 1805.00932)
 _KEEP_UNFINISHED_SECONDS = 7 * 24 * 3600
 
 
@@ -121,14 +123,21 @@ def _run(params: Params, config: Any, stop: Stop) -> None:
     _require_those_of_the_first(inputs)
     with distributed.first_of_host():
         arrays = real.arrays("train")
-    batches = Batches(*arrays, batch_size=params.batch_size, seed=params.seed, device=device, balanced=family.balanced)
+    batches = Batches(
+        *arrays,
+        batch_size=params.batch_size,
+        seed=params.seed,
+        device=device,
+        balanced=family.balanced,
+        class_balance=_CLASS_BALANCE if rare_labels(real.counts["train"]) else 0.0,
+    )
     build = partial(_trainer, batches=batches, images=params.images, snapshot_images=params.snapshot_images)
     trial = partial(build, judge=_ask_the_first)
     if distributed.rank() > 0:
         try:
             _set_threads(params.threads, family, trial, None)
             _help(trial(family), stop)
-        except FailedError as error:
+        except ForgelineError as error:
             sys.exit(error.exit_status)  # process 0 says why
         return
     model = Model(

@@ -34,6 +34,7 @@ from pipeline import paths
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder
+from pipeline.imageset.subset import rare_labels
 from pipeline.metrics.classifier import NARROWEST, load, predict, save
 from pipeline.metrics.utility import (
     ARMS,
@@ -50,7 +51,6 @@ from pipeline.metrics.utility import (
     Training,
     percent,
     protocol_of,
-    rare_labels,
     rare_sentence,
     rare_verdict,
     sentence,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from pipeline.gan.batches import Batch, Batches, Mapped, Resident
@@ -73,3 +74,17 @@ def test_a_balanced_batch_has_the_classes_by_turns_each_image_as_often_as_the_ot
     counts = np.bincount([names[image.tobytes()] for image in images], minlength=20)
     assert np.allclose(counts[:4], 500, rtol=0.15)
     assert np.allclose(counts[4:], 125, rtol=0.3)
+
+
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+def test_classes_are_drawn_by_a_power_of_their_sizes_and_within_them_uniformly(balance: float) -> None:
+    labels = np.array([0] * 36 + [1] * 4)
+    batches = Batches(IMAGES, labels, batch_size=8, seed=0, device=torch.device("cpu"), class_balance=balance)
+    drawn = [batches.at(step) for step in range(2500)]
+    names = {image.tobytes(): row for row, image in enumerate(IMAGES)}
+    images = torch.cat([to_uint8(batch.images) for batch in drawn]).numpy()
+    counts = np.bincount([names[image.tobytes()] for image in images], minlength=40)
+    share = 36 ** (1 - balance) / (36 ** (1 - balance) + 4 ** (1 - balance))  # 3/4 and 1/2
+    assert np.allclose(counts[:36], 20_000 * share / 36, rtol=0.2)
+    assert np.allclose(counts[36:], 20_000 * (1 - share) / 4, rtol=0.1)
+    assert torch.equal(batches.at(7).images, drawn[7].images)

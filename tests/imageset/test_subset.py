@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.imageset.subset import stratified_fraction
+from pipeline.imageset.subset import rare_labels, stratified_fraction
 
 
 def hashes(count: int) -> list[str]:
@@ -59,3 +59,10 @@ def test_a_whole_is_not_lost_to_rounding() -> None:
 def test_a_fraction_is_above_0_and_at_most_1(fraction: float) -> None:
     with pytest.raises(ValueError, match=r"^fraction is .*; needed above 0 and at most 1"):
         stratified_fraction(hashes(3), np.zeros(3, np.int64), fraction)
+
+
+@pytest.mark.parametrize(
+    ("counts", "labels"), [((100, 25, 24), [2]), ((100, 100, 26), []), ((7,), []), ((1, 400, 4, 390), [0, 2])]
+)
+def test_rare_is_what_has_fewer_than_a_quarter_of_the_largest_class(counts: tuple[int, ...], labels: list[int]) -> None:
+    assert rare_labels(counts) == labels

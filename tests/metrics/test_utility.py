@@ -20,7 +20,6 @@ from pipeline.metrics.utility import (
     draw,
     filling_weights,
     protocol_of,
-    rare_labels,
     rare_sentence,
     rare_verdict,
     sentence,
@@ -85,13 +84,6 @@ def test_only_same_data_says_that_it_helps_at_a_share_of_the_data() -> None:
     assert "helps at" not in shared
     assert "whose generator learned from 100 % of it" in shared
     assert "+1.23 points [+0.50, +2.00] over real only, +1.00 points [+0.25, +1.75]" in shared
-
-
-@pytest.mark.parametrize(
-    ("counts", "labels"), [((100, 25, 24), [2]), ((100, 100, 26), []), ((7,), []), ((1, 400, 4, 390), [0, 2])]
-)
-def test_rare_is_what_has_fewer_than_a_quarter_of_the_largest_class(counts: tuple[int, ...], labels: list[int]) -> None:
-    assert rare_labels(counts) == labels
 
 
 sizes = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 60)), min_size=1, max_size=6)
