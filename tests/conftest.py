@@ -16,8 +16,13 @@ os.environ.update(
     OMP_NUM_THREADS="1",  # the tests themselves run side by side
 )
 
-# A slow machine is no reason to fail.
-settings.register_profile("forgeline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A slow machine is no reason to fail. $FORGELINE_FUZZ cases of each kind are tried, for hours where somebody has them.
+settings.register_profile(
+    "forgeline",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=int(os.environ.get("FORGELINE_FUZZ", "100")),
+)
 settings.load_profile("forgeline")
 
 
