@@ -84,8 +84,8 @@ class Batches:
     """The training images as uint8; the batch of step k holds images drawn by (seed, k), uniformly or as follows.
 
     `balanced`: its labels are 0, 1, … by turns, drawn uniformly from each class; there are whole turns in a batch.
-    `class_balance` β: a class of n images is drawn in proportion to n^(1-β), within it uniformly: at 0 all images are
-    drawn equally often, at 1 all classes.
+    `class_balance` β: where it is not balanced so, a class of n images is drawn in proportion to n^(1-β), and within it
+    uniformly: at 0 all images are drawn equally often, at 1 all classes.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Batches:
         rows = np.arange(len(labels))
         self.parts = [rows[labels == label] for label in np.unique(labels)] if balanced else [rows]
         self.edges: np.ndarray | None = None  # (N,), cumulative probabilities of the images; none where all are equal
-        if class_balance > 0:
+        if class_balance > 0 and not balanced:
             _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
             weights = np.cumsum(counts[classes] ** -class_balance)
             self.edges = weights / weights[-1]

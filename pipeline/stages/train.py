@@ -122,15 +122,7 @@ def _run(params: Params, config: Any, stop: Stop) -> None:
     inputs = _inputs(params, config, real)
     _require_those_of_the_first(inputs)
     with distributed.first_of_host():
-        arrays = real.arrays("train")
-    batches = Batches(
-        *arrays,
-        batch_size=params.batch_size,
-        seed=params.seed,
-        device=device,
-        balanced=family.balanced,
-        class_balance=_CLASS_BALANCE if rare_labels(real.counts["train"]) else 0.0,
-    )
+        batches = _batches(params, family, real, device)
     build = partial(_trainer, batches=batches, images=params.images, snapshot_images=params.snapshot_images)
     trial = partial(build, judge=_ask_the_first)
     if distributed.rank() > 0:
@@ -159,6 +151,18 @@ def _run(params: Params, config: Any, stop: Stop) -> None:
         _write(
             trainer, judge, inputs | {"train.threads": torch.get_num_threads()}, _standing(trainer, real, params.seed)
         )
+
+
+def _batches(params: Params, family: Family, real: ImageSet, device: torch.device) -> Batches:
+    """Of the training images. Where some classes are rare, all are seen by the roots of their sizes."""
+    return Batches(
+        *real.arrays("train"),
+        batch_size=params.batch_size,
+        seed=params.seed,
+        device=device,
+        balanced=family.balanced,
+        class_balance=_CLASS_BALANCE if rare_labels(real.counts["train"]) else 0.0,
+    )
 
 
 def _family(params: Params, config: Any, real: ImageSet) -> Family:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -373,6 +374,16 @@ def test_images_that_the_family_cannot_make_are_refused_before_anything_is_writt
     with pytest.raises(UserError, match=r"out/real/imageset: images are 28×28; .*power of two"):
         train.run(_document(family="dcgan"))
     assert not Path("out/model").exists()
+
+
+def test_where_a_class_is_rare_each_is_seen_by_the_root_of_its_size(workspace: Path) -> None:
+    images = [np.full((1, 8, 8), i, np.uint8) for i in range(104)]
+    rows = [Row(split="train", label=int(i < 4), image=each, path="", provenance={}) for i, each in enumerate(images)]
+    real = write_imageset(workspace / "rare", rows, classes=["often", "rare"], source={}, resize=None, synthetic=False)
+    params, config = train.read_params(_document())
+    batches = train._batches(params, train._family(params, config, real), real, torch.device("cpu"))
+    seen = torch.cat([batches.at(step).labels for step in range(1000)]).double().mean()
+    assert abs(seen - 2 / 12) < 0.02  # √4 to √100
 
 
 def test_outside_a_dvc_repository_it_says_what_is_needed(workspace: Path) -> None:
