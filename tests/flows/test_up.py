@@ -253,6 +253,8 @@ def test_the_schedule_of_params_yaml_makes_runs_that_run(machine: Machine, clien
     assert run.deployment_id == client.read_deployment_by_name("retrain/nightly").id
     machine.set({})
     machine.forgeline("up")
+    # What was still to come is gone, what had begun comes to its end, and is not in the way of the next.
+    wait_for(lambda: all(run.state and run.state.is_final() for run in client.read_flow_runs()) or None)
 
 
 def test_failure_is_told_with_its_reason(machine: Machine, client: SyncPrefectClient, hook: Hook) -> None:
