@@ -36,7 +36,6 @@ from pipeline.gan.standing import standing
 from pipeline.gan.training import Snapshot, Trainer, describe_diversity
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder, write_atomically
-from pipeline.imageset.subset import rare_labels
 from pipeline.metrics.classifier import Classifier, embed
 from pipeline.metrics.fidelity import by_domain, frechet_distance
 from pipeline.metrics.judges import Judges
@@ -48,7 +47,6 @@ from pipeline.report.grids import interpolation_strip, sample_grid
 _SCORED = 1000  # samples of a snapshot
 _SEED = 2**32  # of grids and scored samples: training's own seeds are below
 _INPUTS = "inputs.json"
-_CLASS_BALANCE = 0.5  # where some are rare, classes are drawn by the roots of their sizes (arXiv 1805.00932)
 _KEEP_UNFINISHED_SECONDS = 7 * 24 * 3600
 
 
@@ -60,6 +58,7 @@ class Params:
     images: int  # how many the discriminator sees, with repetition
     snapshot_images: int  # how often the generator is scored and a grid drawn
     batch_size: int = 64  # of all processes together
+    class_balance: float = 0.0  # 0: images are seen equally often, 1: classes, 0.5: by the root of their size
     seed: int = 0
     processes: int = 1  # that share each batch: on this machine, or as many as torchrun starts on several
     threads: int | None = None  # of each process; none: the fastest where the run begins, its bits depend on it
@@ -75,6 +74,8 @@ class Params:
             raise ValueError(f"processes is {self.processes}; {self.family} needed 1, since {alone}")
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size is {self.batch_size}; needed a multiple of the {self.processes} processes")
+        if not 0 <= self.class_balance <= 1:
+            raise ValueError(f"class_balance is {self.class_balance}; needed 0 to 1")
         if self.seed >= _SEED:
             raise ValueError(f"seed is {self.seed}; needed below {_SEED}")
 
@@ -154,14 +155,14 @@ def _run(params: Params, config: Any, stop: Stop) -> None:
 
 
 def _batches(params: Params, family: Family, real: ImageSet, device: torch.device) -> Batches:
-    """Of the training images. Where some classes are rare, all are seen by the roots of their sizes."""
+    """Of the training images, which a family that wants its classes equally often sees so in any case."""
     return Batches(
         *real.arrays("train"),
         batch_size=params.batch_size,
         seed=params.seed,
         device=device,
         balanced=family.balanced,
-        class_balance=_CLASS_BALANCE if rare_labels(real.counts["train"]) else 0.0,
+        class_balance=params.class_balance,
     )
 
 

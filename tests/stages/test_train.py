@@ -351,6 +351,7 @@ def test_old_unfinished_states_are_forgotten_and_young_ones_kept(workspace: Path
             "params.yaml: train.batch_size is 15; needed a multiple of the 2 processes",
         ),
         ({"seed": -1}, "params.yaml: train.seed is -1; needed at least 0"),
+        ({"class_balance": 1.5}, "params.yaml: train.class_balance is 1.5; needed 0 to 1"),
         ({"seed": 2**32}, f"params.yaml: train.seed is {2**32}; needed below {2**32}"),
     ],
 )
@@ -376,11 +377,11 @@ def test_images_that_the_family_cannot_make_are_refused_before_anything_is_writt
     assert not Path("out/model").exists()
 
 
-def test_where_a_class_is_rare_each_is_seen_by_the_root_of_its_size(workspace: Path) -> None:
+def test_classes_can_be_seen_by_the_roots_of_their_sizes(workspace: Path) -> None:
     images = [np.full((1, 8, 8), i, np.uint8) for i in range(104)]
     rows = [Row(split="train", label=int(i < 4), image=each, path="", provenance={}) for i, each in enumerate(images)]
     real = write_imageset(workspace / "rare", rows, classes=["often", "rare"], source={}, resize=None, synthetic=False)
-    params, config = train.read_params(_document())
+    params, config = train.read_params(_document(class_balance=0.5))
     batches = train._batches(params, train._family(params, config, real), real, torch.device("cpu"))
     seen = torch.cat([batches.at(step).labels for step in range(1000)]).double().mean()
     assert abs(seen - 2 / 12) < 0.02  # √4 to √100
