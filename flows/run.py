@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flows.retrain import RunResult as Result
 
 QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-_RETRIES = "8"  # each after twice the time: a server may be away for eight minutes, as one that is updated is
+_RETRIES = "8"  # after 2, 4, … 256 seconds: a server that is updated may be away for a while
 
 
 def run(workspace: Path, publish_url: str | None = None) -> Result:

@@ -82,20 +82,6 @@ def test_the_server_of_a_run_without_one_ends_with_it_even_when_it_is_killed(
             process.kill()
 
 
-def serve(port: int, home: Path) -> subprocess.Popen[bytes]:
-    """A Prefect server on this port that answers."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-        env=os.environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while not prefect_answers(f"http://127.0.0.1:{port}/api"):
-        assert process.poll() is None
-        time.sleep(0.1)
-    return process
-
-
 class Server:
     """A Prefect server that is killed and started again, always at the same address."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import boto3
 import pytest
+import servers
 from cfnlint.decode import cfn_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -22,14 +23,9 @@ sys.path.append(str(Path(sys.prefix, "workers")))  # where the Makefile has them
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An empty account at the URL that every client of this process and its children finds."""
     from moto.moto_api._internal.models import moto_api_backend
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
     nowhere = tmp_path_factory.mktemp("aws")
-    with pytest.MonkeyPatch.context() as patch:
+    with servers.moto() as url, pytest.MonkeyPatch.context() as patch:
         for key, value in {
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
@@ -45,7 +41,6 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         moto_api_backend.reset()  # servers of one process share what they hold
         yield url
         moto_api_backend.reset()
-    server.stop()
 
 
 @dataclass(frozen=True, kw_only=True)
