@@ -81,7 +81,7 @@ def recipe(name: str | None, force: bool) -> None:
 @click.argument("which", required=False)
 def stage(name: str, which: str | None) -> None:
     """One stage, as dvc.yaml calls it: NAME, and WHICH for the stages that judge two things."""
-    from pipeline import paths
+    from pipeline import paths, starters
     from pipeline.params import Document
 
     graph = Document.load(Path("dvc.yaml")).content["stages"]
@@ -91,6 +91,7 @@ def stage(name: str, which: str | None) -> None:
     if which not in (choices or [None]):
         needed = f"one of {', '.join(choices)}" if choices else "nothing"
         raise click.UsageError(f"stage '{name}' found {which or 'nothing'} after it, needed {needed}")
+    starters.end_with_them()
     module: Any = importlib.import_module(f"pipeline.stages.{name}")
     module.run(Document.load(paths.PARAMS), *([which] if which else []))
 

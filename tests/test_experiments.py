@@ -100,6 +100,16 @@ def trainers(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def workers_of_queues(folder: Path) -> list[psutil.Process]:
+    """DVC starts no other beside one that is about to end."""
+    found = psutil.process_iter(["cmdline", "environ"])
+    return [
+        process
+        for process in found
+        if "queue-worker" in (process.info["cmdline"] or []) and str(folder.parent) in str(process.info["environ"])
+    ]
+
+
 def checkpoints(folder: Path) -> set[Path]:
     return set(folder.glob(".dvc/forgeline-state/*/checkpoints/*-*"))
 
@@ -133,8 +143,12 @@ def nothing_left(workspace: Path) -> Iterator[None]:
             process.kill()
 
 
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])  # by which DVC runs it; dash stays, bash makes way
 @pytest.mark.usefixtures("nothing_left")
-def test_a_killed_experiment_leaves_no_trainer_and_goes_on_where_it_was(workspace: Path) -> None:
+def test_a_killed_experiment_leaves_no_trainer_and_goes_on_where_it_was(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, shell: str
+) -> None:
+    monkeypatch.setenv("SHELL", shell)
     trainer = Experiment(workspace).kill_midway()
     assert psutil.wait_procs([trainer], timeout=PATIENCE_SECONDS)[1] == []
     again = Experiment(workspace)
@@ -153,4 +167,5 @@ def test_a_killed_queue_leaves_no_trainer_and_its_experiment_goes_on_where_it_wa
         (trainer,) = trainers(workspace)
         dvc(workspace, "queue", "stop", "--kill")
         assert psutil.wait_procs([trainer], timeout=PATIENCE_SECONDS)[1] == []
+        wait_for(lambda: not workers_of_queues(workspace))
     assert "goes on from the checkpoint at" in dvc(workspace, "queue", "logs", "attempt-1")

@@ -19,7 +19,7 @@ SPLITS = ("train", "validation", "test")
 IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 PROVENANCE_TYPES = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64"}  # as `datasets` calls them
 ROW_GROUP_IMAGES = 100  # small enough for a stream to mix the classes, large enough to be worth a request
-_ROW_GROUP_BYTES = 20_000_000  # of pixels, since a reader holds several groups in memory
+_ROW_GROUP_BYTES = 10_000_000  # of pixels, since a reader holds several groups in memory
 
 
 def row_group_images(shape: tuple[int, ...]) -> int:

@@ -209,24 +209,18 @@ class Told(Exception):  # noqa: N818
 
 
 class Stop:
-    """Whether training was told to stop: by SIGTERM or Ctrl-C, or by the end of who waits for it.
-
-    That is the process that started it as one of several, or DVC, which starts every stage of an experiment, and kills
-    none of them when it is killed itself.
-    """
+    """Whether training was told to stop, by SIGTERM or Ctrl-C."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
-        self.parent = os.getppid() if {"RANK", "DVC_STAGE"} & os.environ.keys() else None
         self.interrupts = False
 
     def __call__(self) -> bool:
-        orphaned = self.parent is not None and os.getppid() != self.parent
-        return bool(self.received) or orphaned
+        return bool(self.received)
 
     @property
     def signal_number(self) -> int:
-        return self.received[0] if self.received else signal.SIGTERM
+        return self.received[0] if self.received else signal.SIGTERM  # another process was told
 
     @contextmanager
     def noting(self) -> Iterator[None]:
