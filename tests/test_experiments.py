@@ -21,6 +21,8 @@ from pipeline.params import Document
 from pipeline.stages import features
 
 PATIENCE_SECONDS = 300  # on a busy machine
+TRAINER = [sys.executable, "-m", "pipeline", "stage", "train"]
+QUEUE_WORKER = ["exp", "queue-worker"]
 SETTINGS = {
     "features": {"images_seen": 1000, "width": 8},
     "train": {"family": "conditional", "images": 100_000_000, "snapshot_images": 3200, "batch_size": 16, "threads": 1},
@@ -28,7 +30,7 @@ SETTINGS = {
 }
 STAGES = {
     "train": {
-        "cmd": f"{sys.executable} -m pipeline stage train",
+        "cmd": " ".join(TRAINER),
         "params": ["train", "families"],
         "deps": ["out/real", "out/features"],
         "outs": ["out/model", "out/training"],
@@ -90,23 +92,13 @@ def wait_for(find: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def trainers(folder: Path) -> list[psutil.Process]:
-    """The trainers that work with the state of this workspace, wherever they run."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        words = process.info["cmdline"] or []
-        if words[1:] == ["-m", "pipeline", "stage", "train"] and str(folder.parent) in str(process.info["environ"]):
-            found.append(process)
-    return found
-
-
-def workers_of_queues(folder: Path) -> list[psutil.Process]:
-    """DVC starts no other beside one that is about to end."""
+def processes(folder: Path, words: list[str]) -> list[psutil.Process]:
+    """Those that work for this workspace, wherever they run, whose command has these words."""
     found = psutil.process_iter(["cmdline", "environ"])
     return [
         process
         for process in found
-        if "queue-worker" in (process.info["cmdline"] or []) and str(folder.parent) in str(process.info["environ"])
+        if set(words) <= set(process.info["cmdline"] or []) and str(folder.parent) in str(process.info["environ"])
     ]
 
 
@@ -128,7 +120,7 @@ class Experiment:
         before = checkpoints(self.folder)
         wait_for(lambda: checkpoints(self.folder) - before or self.process.poll() is not None)
         assert self.process.poll() is None, self.log.read_text()
-        (trainer,) = trainers(self.folder)
+        (trainer,) = processes(self.folder, TRAINER)
         self.process.kill()
         self.process.wait()
         return trainer
@@ -138,7 +130,7 @@ class Experiment:
 def nothing_left(workspace: Path) -> Iterator[None]:
     """No process of the test stays, also when it has failed midway."""
     yield
-    for process in trainers(workspace):
+    for process in processes(workspace, TRAINER):
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
@@ -164,8 +156,8 @@ def test_a_killed_queue_leaves_no_trainer_and_its_experiment_goes_on_where_it_wa
         before = checkpoints(workspace)
         dvc(workspace, "queue", "start")
         wait_for(lambda before=before: checkpoints(workspace) - before)
-        (trainer,) = trainers(workspace)
+        (trainer,) = processes(workspace, TRAINER)
         dvc(workspace, "queue", "stop", "--kill")
         assert psutil.wait_procs([trainer], timeout=PATIENCE_SECONDS)[1] == []
-        wait_for(lambda: not workers_of_queues(workspace))
+        wait_for(lambda: not processes(workspace, QUEUE_WORKER))  # DVC starts no other beside one that is about to end
     assert "goes on from the checkpoint at" in dvc(workspace, "queue", "logs", "attempt-1")
