@@ -1,5 +1,6 @@
 """Where the stages of dvc.yaml leave their outputs, relative to the workspace (the folder of dvc.yaml)."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,11 @@ IMAGESET = "imageset"
 MANIFEST = "manifest.parquet"
 QUARANTINE = "quarantine.json"
 PLAYERS = "players.safetensors"  # of out/training: all that a later training may begin from
+
+
+def cache() -> Path:
+    """$FORGELINE_CACHE, or else ~/.cache/forgeline: what this machine can do without, and is faster with."""
+    return Path(os.environ.get("FORGELINE_CACHE") or Path.home() / ".cache" / "forgeline")
 
 
 def dvc_cache() -> Path | None:

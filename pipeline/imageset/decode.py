@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline import paths
 from pipeline.errors import FailedError
 from pipeline.imageset import png
-from pipeline.imageset.files import atomic_file
+from pipeline.imageset.files import atomic_file, forget_unused, mark_used
 from pipeline.imageset.layout import batch_images
 
 _SLACK = 16 << 20  # bytes: names and numbers of many rows pack well
@@ -70,14 +71,15 @@ def _encoded(parquet: pq.ParquetFile, batch: int, size: int) -> Iterator[list[by
 def decoded(key: str, shape: tuple[int, ...], batches: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """One read-only memory-mapped array of `shape` from the cache; `batches` are only asked for when it lacks `key`.
 
-    The cache is the folder decoded/ in $FORGELINE_CACHE, or else in ~/.cache/forgeline.
+    The cache is the folder decoded/ in `paths.cache()`; what was not asked for in a month is removed from it.
     """
-    cache = Path(os.environ.get("FORGELINE_CACHE") or Path.home() / ".cache" / "forgeline")
-    path = cache / "decoded" / f"{key}.npy"
+    path = paths.cache() / "decoded" / f"{key}.npy"
     found = _read(path, shape)
     if found is None:
         _write(path, shape, batches)
+        forget_unused(path.parent, "*.npy")
         found = _read(path, shape)
+    mark_used(path)
     if found is None:
         raise FailedError(f"{path}: was damaged while it was read")
     return found

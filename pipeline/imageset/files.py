@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import BinaryIO
 
 from pipeline.errors import FailedError, UserError
 
+_KEEP_UNUSED_SECONDS = 30 * 24 * 3600
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -133,6 +135,20 @@ def _new_sibling(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
     finally:
         _remove(part)
         os.close(claim)
+
+
+def mark_used(path: Path) -> None:
+    """Keep a file of a cache for another month."""
+    with suppress(OSError):  # of a cache that can only be read
+        os.utime(path)
+
+
+def forget_unused(folder: Path, pattern: str) -> None:
+    """Remove the files of a cache that were not marked as used for a month."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):  # another process has removed it
+            if time.time() - path.stat().st_mtime > _KEEP_UNUSED_SECONDS:
+                path.unlink()
 
 
 @contextmanager

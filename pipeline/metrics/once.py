@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -23,10 +21,9 @@ import torch
 from pipeline import paths
 from pipeline.errors import FailedError
 from pipeline.gan import machine, pixels
-from pipeline.imageset.files import write_atomically
+from pipeline.imageset.files import forget_unused, mark_used, write_atomically
 
 _ROWS = 1000  # of an array that are hashed at once
-_KEEP_UNUSED_SECONDS = 30 * 24 * 3600
 
 
 def once(compute: Callable[[], Mapping[str, np.ndarray | float]], *inputs: object) -> dict[str, np.ndarray]:
@@ -36,12 +33,11 @@ def once(compute: Callable[[], Mapping[str, np.ndarray | float]], *inputs: objec
     """
     folder = _beside(paths.dvc_cache, Path.cwd())
     if folder is None:
-        folder = Path(os.environ.get("FORGELINE_CACHE") or Path.home() / ".cache" / "forgeline") / "kept"
+        folder = paths.cache() / "kept"
     key = _key(inputs)
     path = folder / f"{key}.kept"
     if (known := _read(path, key)) is not None:
-        with suppress(OSError):
-            path.touch()
+        mark_used(path)
         return known
     found = {name: np.asarray(value) for name, value in compute().items()}
     file = io.BytesIO()
@@ -49,7 +45,7 @@ def once(compute: Callable[[], Mapping[str, np.ndarray | float]], *inputs: objec
     data = file.getvalue()
     with suppress(FailedError):  # a full or read-only disk is no reason to throw away what took minutes
         write_atomically(path, _seal(key, data) + data)
-        _forget_old(folder)
+        forget_unused(folder, "*.kept")
     return found
 
 
@@ -63,13 +59,6 @@ def _beside(dvc_cache: Callable[[], Path | None], workspace: Path) -> Path | Non
     """The folder beside the DVC cache of this workspace; it takes a second to ask for."""
     found = dvc_cache()
     return None if found is None else found.parent / "forgeline-kept"
-
-
-def _forget_old(folder: Path) -> None:
-    for path in folder.glob("*.kept"):
-        with suppress(OSError):  # another process has removed it
-            if time.time() - path.stat().st_mtime > _KEEP_UNUSED_SECONDS:
-                path.unlink()
 
 
 def _key(inputs: tuple[object, ...]) -> str:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -121,6 +123,20 @@ def test_without_a_setting_the_cache_is_in_the_home_folder(
     monkeypatch.setenv("HOME", str(tmp_path))
     write().arrays("train")
     assert len(list((tmp_path / ".cache" / "forgeline" / "decoded").iterdir())) == 1
+
+
+def test_what_no_process_read_in_a_month_makes_room(
+    write: Write, rows: Rows, cached: Callable[[ImageSet], Path]
+) -> None:
+    sets = [write(rows(20 + number), str(number)) for number in range(4)]
+    for each in sets[:3]:
+        each.arrays("train")
+    day = 24 * 3600
+    for each, days in zip(sets, (31, 31, 29), strict=False):
+        os.utime(cached(each), (time.time() - days * day,) * 2)
+    sets[1].arrays("train")
+    sets[3].arrays("train")
+    assert [cached(each).exists() for each in sets] == [False, True, True, True]
 
 
 READER = """
