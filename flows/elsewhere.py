@@ -70,7 +70,7 @@ def elsewhere(
                         os.killpg(group, signal.SIGKILL)
 
                 def take(group: int) -> None:
-                    keeper.end_work = lambda: end(group)
+                    keeper.ends(lambda: end(group))
 
                 reproduce(stage, workspace, pull=True, started=lambda: None, say=say, group=take)
                 dvc(workspace, "push", "--quiet", "--run-cache", stage)

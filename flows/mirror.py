@@ -69,6 +69,9 @@ class Lease:
                     return
                 continue
             other, tag = _Lease(**json.loads(found[0])), found[1]
+            if other.holder == mine:  # written by a request whose answer was lost
+                self._held = other
+                return
             if found[0] != seen:
                 if seen is None and other.holder != _RELEASED:
                     say(f"waits for {self.seconds:g} s to see whether another is still at work on this")
@@ -85,21 +88,27 @@ class Lease:
 
     def renew(self) -> None:
         """Raises FencedError where another holds it by now."""
-        assert self._held is not None
-        self._write(replace(self._held, renewals=self._held.renewals + 1))
+        self._write(lambda held: replace(held, renewals=held.renewals + 1))
 
     def release(self) -> None:
         """Another may go on at once. Raises FencedError where another does."""
-        assert self._held is not None
-        self._write(replace(self._held, holder=_RELEASED))
+        self._write(lambda held: replace(held, holder=_RELEASED))
 
-    def _write(self, lease: _Lease) -> None:
+    def _write(self, change: Callable[[_Lease], _Lease]) -> None:
+        """Where the answer to a write was lost, the store has what was written, and it may have been sent again."""
+        assert self._held is not None
         found = self.store.read(self.path)
-        if self._held is None or found is None or found[0] != self._held.to_bytes():
+        lease = _Lease(**json.loads(found[0])) if found else None
+        if found is None or lease is None or (lease.epoch, lease.holder) != (self._held.epoch, self._held.holder):
             raise FencedError("another machine has taken this over; what was done here since is dropped")
-        if not self.store.swap(self.path, lease.to_bytes(), found[1]):
+        changed = change(lease)
+        if not self.store.swap(self.path, changed.to_bytes(), found[1]) and not self._has(changed):
             raise FencedError("another machine takes this over at this moment; what was done here since is dropped")
-        self._held = lease
+        self._held = changed
+
+    def _has(self, lease: _Lease) -> bool:
+        found = self.store.read(self.path)
+        return found is not None and found[0] == lease.to_bytes()
 
 
 class Mirror:
@@ -174,7 +183,7 @@ class Keeper:
     def __init__(self, lease: Lease, mirror: Mirror, say: Callable[[str], None]) -> None:
         self.lease, self.mirror, self.say = lease, mirror, say
         self.fenced: FencedError | None = None
-        self.end_work: Callable[[], None] = lambda: None
+        self._end_work: Callable[[], None] = lambda: None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
@@ -185,10 +194,16 @@ class Keeper:
                 self.mirror.save(self.lease.epoch)
             except FencedError as error:
                 self.fenced = error
-                self.end_work()
+                self._end_work()
                 return
             except ForgelineError as error:  # a store that is away for a while; longer than the lease, and it is lost
                 self.say(f"the state is not mirrored at the moment: {error}")
+
+    def ends(self, work: Callable[[], None]) -> None:
+        """Call `work`, which ends what is kept, once another has taken over: at once where one has already."""
+        self._end_work = work
+        if self.fenced:
+            work()
 
     def start(self) -> None:
         self._thread.start()

@@ -1,12 +1,16 @@
-"""Leases and mirrored states on a real store in a folder: one at work at a time, and nothing of a dead one is taken."""
+"""Leases and mirrored states in a folder and on an S3 server: one at work at a time, and nothing of a dead one."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import boto3
 import pytest
+import servers
 
 from flows.mirror import FencedError, Keeper, Lease, Mirror, kept
 from pipeline.delivery.stores import Store, open_store
@@ -18,9 +22,27 @@ LONG = 600.0
 OTHERS = b'{"epoch": 2, "holder": "another", "renewals": 0}'
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "store"))
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The URL of a bucket, and an environment that finds it."""
+    with servers.s3_server() as url, pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL_S3": url,
+            "AWS_ACCESS_KEY_ID": servers.KEY,
+            "AWS_SECRET_ACCESS_KEY": servers.SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        patch.delenv("AWS_PROFILE", raising=False)
+        boto3.session.Session().client("s3").create_bucket(Bucket="states")
+        yield "s3://states"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty one of each kind."""
+    url = request.getfixturevalue("s3") + f"/{tmp_path.name}" if request.param == "s3" else str(tmp_path / "store")
+    return open_store(url)
 
 
 def silently(_: str) -> None: ...
@@ -75,6 +97,45 @@ def test_one_that_renews_is_not_taken_over(store: Store) -> None:
     working.release()
     thread.join()
     assert waiting.epoch == 2
+
+
+@contextmanager
+def answers_lost(store: Store, *, sent_again: bool) -> Iterator[None]:
+    """Each write of the block is done, and the answer does not come: its client sends it again, or gives up."""
+
+    def losing(write: Callable[..., bool]) -> Callable[..., bool]:
+        def lost(*words: object) -> bool:
+            assert write(*words)
+            if sent_again:
+                return write(*words)
+            raise FailedError("nobody answered")
+
+        return lost
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("create", "swap"):
+            patch.setattr(store, name, losing(getattr(store, name)))
+        if sent_again:
+            yield
+        else:
+            with pytest.raises(FailedError, match="nobody answered"):
+                yield
+
+
+def test_one_who_is_not_answered_is_not_fenced_off_by_its_own_write(store: Store) -> None:
+    lease, next_one = Lease(store, KEY, LONG), Lease(store, KEY, LONG)
+    with answers_lost(store, sent_again=True):
+        lease.take(silently)
+        lease.renew()
+        lease.renew()
+    for _ in range(2):
+        with answers_lost(store, sent_again=False):
+            lease.renew()
+        lease.renew()
+    with answers_lost(store, sent_again=True):
+        lease.release()
+        next_one.take(silently)
+    assert (lease.epoch, next_one.epoch) == (1, 2)
 
 
 def test_of_many_that_wait_one_wins_each_time(store: Store) -> None:
@@ -173,7 +234,7 @@ def test_one_that_was_taken_over_ends_its_work_and_says_so(store: Store, tmp_pat
     ended = threading.Event()
 
     def take_over(keeper: Keeper) -> None:
-        keeper.end_work = ended.set
+        keeper.ends(ended.set)
         while (found := store.read(f"{KEY}/lease.json")) and not store.swap(f"{KEY}/lease.json", OTHERS, found[1]):
             pass  # it has just been renewed
         checkpoint(tmp_path / "state", 10, "late")
@@ -190,6 +251,22 @@ def test_one_that_was_taken_over_ends_its_work_and_says_so(store: Store, tmp_pat
     assert list(store.sizes(f"{KEY}/")) == [f"{KEY}/lease.json"]
 
 
+def test_work_that_begins_when_another_has_taken_over_already_is_ended_at_once(store: Store, tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def work() -> None:
+        with kept(store, KEY, tmp_path / "state", seconds=SHORT, say=silently) as keeper:
+            while (found := store.read(f"{KEY}/lease.json")) and not store.swap(f"{KEY}/lease.json", OTHERS, found[1]):
+                pass  # it has just been renewed
+            while not keeper.fenced:
+                time.sleep(0.01)
+            keeper.ends(ended.set)
+
+    with pytest.raises(FencedError):
+        work()
+    assert ended.is_set()
+
+
 def test_a_store_that_is_away_for_a_while_is_told_and_the_work_goes_on(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,9 +280,10 @@ def test_a_store_that_is_away_for_a_while_is_told_and_the_work_goes_on(
         assert line == "the state is not mirrored at the moment: the store answered 503"
         told.set()
 
-    with kept(store, KEY, tmp_path / "state", seconds=SHORT, say=say) as keeper:
+    with kept(store, KEY, tmp_path / "state", seconds=SHORT, say=say):
         monkeypatch.setattr(store, "read", refuse)
         assert told.wait(60)
         monkeypatch.setattr(store, "read", read)
-        checkpoint(tmp_path / "state", 10, "ten")
-        keeper.lease.renew()
+        lease = read(f"{KEY}/lease.json")
+        while read(f"{KEY}/lease.json") == lease:  # until it is renewed
+            time.sleep(0.01)
