@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager, suppress
+from contextlib import ExitStack, chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -159,7 +159,8 @@ class _Said:
 def _process_group(command: list[str], workspace: Path) -> Iterator[subprocess.Popen[str]]:
     """The running command, leader of a group of processes that all end when the body is left by an exception.
 
-    They also end when this process is killed, so that no trainer works on for nobody.
+    They also end when this process is killed, even in the grace that it leaves them, so that no trainer works on for
+    nobody.
     """
     environment = os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
@@ -167,20 +168,23 @@ def _process_group(command: list[str], workspace: Path) -> Iterator[subprocess.P
         "PYTHONUNBUFFERED": "1",  # lines come as they are printed
         "DVC_NO_ANALYTICS": "1",
     }
-    with subprocess.Popen(
-        command,
-        cwd=workspace,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
+    with (
+        subprocess.Popen(
+            command,
+            cwd=workspace,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as process,
+        ExitStack() as guard,  # left after all have ended
+    ):
         try:
-            with _guarded(process.pid):
-                yield process
+            guard.enter_context(_guarded(process.pid))
+            yield process
         except BaseException:
             _end(process)
             raise

@@ -124,9 +124,35 @@ def test_a_killed_run_leaves_no_process_of_its_stage(stage: Workspace) -> None:
     assert [pid for pid in running if alive(pid)] == []
 
 
+def test_a_run_that_is_killed_in_the_grace_leaves_no_process_of_its_stage(stage: Workspace) -> None:
+    folder = stage("trap 'touch told' TERM\necho $$\nwhile true; do sleep 0.1; done")  # SIGTERM does not end it
+    code = """
+import sys
+from pathlib import Path
+from flows import repro
+
+repro.GRACE_SECONDS = 0.5  # that the guard knows
+
+def say(line):
+    print(line, flush=True)
+    repro.GRACE_SECONDS = 600
+    raise KeyboardInterrupt
+
+repro.reproduce("one", Path(sys.argv[1]), started=lambda: None, say=say)
+"""
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        running = int(run.stdout.readline())
+        while not (folder / "told").exists():
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.kill()
+    assert not alive(running)
+
+
 def alive(pid: int) -> bool:
     """Whether the process runs, once its end has had time to be noticed by whoever waits for it."""
-    for _ in range(100):
+    for _ in range(1200):
         try:
             if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
                 return False
