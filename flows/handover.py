@@ -28,6 +28,7 @@ from flows.mirror import LEASE
 from flows.place import LOCK
 from flows.recording import uncommitted
 from flows.repro import StageRun, is_unchanged, reproduce, restore
+from flows.workers import online
 from pipeline import paths
 from pipeline.delivery.stores import Store
 from pipeline.errors import FailedError, UserError
@@ -95,7 +96,8 @@ def _prepare(stage: Stage, workspace: Path) -> _Work:
     commit, folder = git(workspace, "rev-parse", "HEAD"), git(workspace, "rev-parse", "--show-prefix")
     ref = f"refs/forgeline/{commit}"
     git(workspace, "push", "--quiet", "--no-verify", "--force", REMOTE, f"HEAD:{ref}")
-    dvc(workspace, "push", "--quiet", *sorted(stage.needs))
+    if stage.needs:  # without a name DVC would push everything
+        dvc(workspace, "push", "--quiet", *sorted(stage.needs))
     repository = re.sub(r"(?<=://)[^/@]*@", "", git(workspace, "remote", "get-url", REMOTE))  # no password goes along
     texts = ((workspace / path).read_text(encoding="utf-8") for path in (paths.PARAMS, LOCK))
     parameters = dict(zip(("commit", "folder", "params", "lock"), (commit, folder, *texts), strict=True))
@@ -120,6 +122,8 @@ def _follow(client: SyncPrefectClient, work: _Work, say: Callable[[str], None], 
     """
     with _submitted(client, work, lease_seconds) as run:
         say(f"    handed to the work pool '{REMOTE_POOL}' as {run.name}")
+        if not online(client, REMOTE_POOL):
+            say(f"    no worker of it is online, so this waits: 'prefect worker start --pool {REMOTE_POOL}' starts one")
         heard, pulse = 0, _Pulse(work.store, f"{work.key}/{LEASE}", _SILENT_LEASES * lease_seconds)
         while True:
             state = client.read_flow_run(run.id).state

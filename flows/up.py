@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import psutil
 
 from flows.run import QUIET
+from flows.workers import online
 from pipeline.doctor import prefect_answers, read_all_params
 from pipeline.errors import FailedError, UserError, ending
 from pipeline.imageset.files import write_atomically
@@ -177,7 +179,7 @@ def _deploy(workspace: Path, url: str, settings: RunSettings, say: Callable[[str
         _deploy_file(client, PREFECT_FILE, POOL, workspace, url)
         if settings.remote_stages:
             _deploy_file(client, REMOTE_PREFECT_FILE, REMOTE_POOL, workspace, url)
-            say(f"remote stages: {', '.join(settings.remote_stages)}, by machines with a worker of '{REMOTE_POOL}'")
+            say(f"remote stages: {', '.join(settings.remote_stages)}, {_who_does_them(client, url)}")
         deployment = client.read_deployment_by_name(DEPLOYMENT)
         schedule = CronSchedule(cron=settings.cron, timezone=settings.timezone) if settings.cron else None
         for each in deployment.schedules:
@@ -188,6 +190,22 @@ def _deploy(workspace: Path, url: str, settings: RunSettings, say: Callable[[str
     say(f"deployment: {DEPLOYMENT}, {when}")
     nobody = f"nobody: run.notify names no block, and {WEBHOOK} no webhook"
     say(f"told of the end of runs: {(settings.notify or 'the webhook of $' + WEBHOOK) if block else nobody}")
+
+
+def _who_does_them(client: SyncPrefectClient, url: str) -> str:
+    """Which workers are there for the stages of run.remote_stages, else how to start one.
+
+    None is started here: it would take the work from the machines that params.yaml means.
+    """
+    if names := online(client, REMOTE_POOL):
+        return f"by the worker {', '.join(names)}"
+    server = urlsplit(url)
+    how = f"as soon as a worker is there: PREFECT_API_URL={url} prefect worker start --pool {REMOTE_POOL}"
+    if server.hostname not in ("127.0.0.1", "localhost"):
+        return how
+    port = server.port or 80
+    tunnel = f"ssh -N -R {port}:{server.hostname}:{port} MACHINE"
+    return f"{how}\n    on another machine too, while '{tunnel}' runs here, as the server is for this machine only"
 
 
 def _deploy_file(client: SyncPrefectClient, file: Path, pool: str, workspace: Path, url: str) -> None:
@@ -217,12 +235,8 @@ def _work(standing: Standing, workspace: Path, say: Callable[[str], None]) -> No
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-
-        def online() -> bool:
-            workers = client.read_workers_for_work_pool(POOL)
-            return any(worker.name == name and worker.status == "ONLINE" for worker in workers)
-
-        _wait(process, workspace / UP / "worker.log", online, "the worker")
+        log = workspace / UP / "worker.log"
+        _wait(process, log, lambda: name in online(client, POOL), "the worker")
     say(f"worker: started, for the pool '{POOL}'")
 
 

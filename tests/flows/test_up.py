@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -24,23 +25,29 @@ import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.events import emit_event
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Completed, Running, Scheduled
+from prefect.states import Cancelling, Completed, Running, Scheduled
 
 from flows.telling import automate
 from flows.up import Standing
-from pipeline.running import UP
+from pipeline.running import REMOTE_POOL, UP
 
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 300  # on a busy machine
 
-STAGES = (
-    "stages:\n  one: {cmd: 'if test -e wait; then echo $$ > pid; sleep 600; fi; echo > one.txt', outs: [one.txt]}\n"
-    "  two: {cmd: 'if test -e broken; then echo it broke; exit 3; fi', always_changed: true}\n"
-)
+
+def stages(folder: Path, one: str = "echo > one.txt") -> str:
+    """Wherever they run, `folder` says whether the first one waits, and is told that it does."""
+    one = f"if test -e {folder}/wait; then echo $$ > {folder}/pid; sleep 600; fi; {one}"
+    two = "if test -e broken; then echo it broke; exit 3; fi"
+    return (
+        f"stages:\n  one: {{cmd: '{one}', deps: [given], outs: [one.txt]}}\n"
+        f"  two: {{cmd: '{two}', always_changed: true}}\n"
+    )
 
 
 class Machine:
@@ -67,6 +74,12 @@ class Machine:
         assert "Traceback" not in ended.stdout
         return ended.stdout
 
+    def change(self, one: str) -> None:
+        """The command of the stage `one`, committed."""
+        (self.folder / "dvc.yaml").write_text(stages(self.folder, one))
+        for words in (["add", "--all"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "t"]):
+            subprocess.run(["git", *words], cwd=self.folder, check=True)
+
     def standing(self) -> Standing:
         found = Standing.read(self.folder / UP)
         assert found is not None
@@ -86,10 +99,12 @@ def machine(
 ) -> Iterator[Machine]:
     folder = tmp_path_factory.mktemp("machine") / "workspace"
     shutil.copytree(empty_repository, folder)
-    (folder / "dvc.yaml").write_text(STAGES)
+    (folder / "dvc.yaml").write_text(stages(folder))
+    (folder / "given").write_text("for one\n")
     shutil.copytree(ROOT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "infra").mkdir()
-    shutil.copy(ROOT / "infra/prefect.yaml", folder / "infra")
+    for name in ("prefect.yaml", "prefect-remote.yaml"):
+        shutil.copy(ROOT / "infra" / name, folder / "infra")
     home = tmp_path_factory.mktemp("home")
     shutil.copy(prefect_database, home)
     found = Machine(folder, home)
@@ -272,6 +287,90 @@ def test_a_refusal_is_told_with_its_reason(client: SyncPrefectClient, hook: Hook
     run = client.create_flow_run_from_deployment(deployment.id, state=Running())
     client.set_flow_run_state(run.id, Completed(name="Refused", message="utility harms"), force=True)
     assert hook.told(run.name).startswith(f"Forgeline: refused\nretrain {run.name}: utility harms\n")
+
+
+@contextmanager
+def remote_worker(machine: Machine, command: str, folder: Path) -> Iterator[None]:
+    """What `command` starts, as another machine has it: with a cache and settings of its own."""
+    environment = machine.environment | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "FORGELINE_CACHE": str(folder / "cache"),
+    }
+    with (folder / "log").open("wb") as log:
+        worker = psutil.Popen(["sh", "-c", f"exec env {command}"], cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        everybody = [worker, *worker.children(recursive=True)]
+        for process in everybody:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(everybody, timeout=60)
+
+
+def says_that_it_waits(client: SyncPrefectClient) -> bool:
+    return any("no worker of it is online" in log.message for log in client.read_logs(sort=LogSort.TIMESTAMP_DESC))
+
+
+@pytest.fixture(scope="module")
+def remotes(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """All that a machine elsewhere shares with this one."""
+    folder = tmp_path_factory.mktemp("remotes")
+    for words in (
+        ["git", "init", "--quiet", "--bare", str(folder / "git")],
+        ["git", "remote", "add", "origin", str(folder / "git")],
+        [sys.executable, "-m", "dvc", "remote", "add", "--quiet", "--default", "store", str(folder / "dvc")],
+    ):
+        subprocess.run(words, cwd=machine.folder, check=True)
+
+
+def test_remote_stages_wait_for_the_worker_that_up_says_how_to_start(
+    machine: Machine, client: SyncPrefectClient, remotes: None, tmp_path: Path
+) -> None:
+    machine.change("pwd > one.txt")
+    machine.set({"remote_stages": ["one"]})
+    told = machine.forgeline("up")
+    found = re.search(r"^remote stages: one, as soon as a worker is there: (.+)$", told, re.MULTILINE)
+    assert found is not None
+    port = machine.standing().url.rsplit(":", 1)[1].partition("/")[0]
+    assert f"'ssh -N -R {port}:127.0.0.1:{port} MACHINE'" in told
+    deployment = client.read_deployment_by_name("retrain/nightly")
+    run = client.create_flow_run_from_deployment(deployment.id)
+    wait_for(lambda: says_that_it_waits(client) or None)
+    with remote_worker(machine, found[1], tmp_path):
+        assert ended(client, run.id).state_name == "Completed"
+        assert re.search(r"^remote stages: one, by the worker \S", machine.forgeline("up"), re.MULTILINE)
+    assert (machine.folder / "one.txt").read_text().startswith(str(tmp_path / "cache"))
+
+
+def test_a_run_that_is_cancelled_ends_its_remote_stage_too(
+    machine: Machine, client: SyncPrefectClient, remotes: None, tmp_path: Path
+) -> None:
+    written = machine.folder / "pid"
+    written.unlink()
+    (machine.folder / "wait").touch()
+    machine.change("echo cancelled > one.txt")
+    command = f"PREFECT_API_URL={machine.standing().url} prefect worker start --pool {REMOTE_POOL}"
+    deployment = client.read_deployment_by_name("retrain/nightly")
+    with remote_worker(machine, command, tmp_path):
+        run = client.create_flow_run_from_deployment(deployment.id)
+
+        def begun() -> str | None:
+            state = client.read_flow_run(run.id).state
+            assert state is None or not state.is_final(), state
+            return (written.exists() and written.read_text()) or None
+
+        stage = psutil.Process(int(wait_for(begun)))
+        client.set_flow_run_state(run.id, Cancelling())
+        assert ended(client, run.id).state_name == "Cancelled"
+        assert psutil.wait_procs([stage], timeout=PATIENCE_SECONDS)[1] == []
+        (elsewhere,) = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+        assert ended(client, elsewhere.id).state_name == "Cancelled"
+    (machine.folder / "wait").unlink()
+    machine.set({})
+    machine.forgeline("up")
 
 
 def test_a_run_that_is_silent_is_ended_and_told_of(machine: Machine, client: SyncPrefectClient, hook: Hook) -> None:

@@ -1,0 +1,23 @@
+"""Who waits for work: the workers of a work pool of Prefect's that have been heard of lately."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+
+def online(client: SyncPrefectClient, pool: str) -> list[str]:
+    """Their names; none where there is no such pool."""
+    from httpx import HTTPStatusError
+    from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
+    from prefect.client.schemas.objects import WorkerStatus
+
+    wanted = WorkerFilter(status=WorkerFilterStatus(any_=[WorkerStatus.ONLINE]))
+    try:
+        return [worker.name for worker in client.read_workers_for_work_pool(pool, wanted)]
+    except HTTPStatusError as error:
+        if error.response.status_code == 404:
+            return []
+        raise
