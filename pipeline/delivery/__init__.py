@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.delivery.description import Description, Lineage, Metric
+    from pipeline.delivery.description import Advice, Description, Lineage, Metric
     from pipeline.delivery.opening import Release, mix, open_release
     from pipeline.delivery.pulling import pull, verify
     from pipeline.delivery.release import Published, publish
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pipeline.delivery.versions import ReleaseInfo, find, list_releases
 
 __all__ = [
+    "Advice",
     "Description",
     "Lineage",
     "Metric",
@@ -30,7 +31,7 @@ __all__ = [
     "verify",
 ]
 _HOMES = {
-    "description": ("Description", "Lineage", "Metric"),
+    "description": ("Advice", "Description", "Lineage", "Metric"),
     "opening": ("Release", "mix", "open_release"),
     "pulling": ("pull", "verify"),
     "release": ("Published", "publish"),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from pipeline.delivery.description import Description, Metric
+from pipeline.delivery.description import Advice, Description, Metric
 from pipeline.imageset import ImageSet
 
 GRID = "grid.png"
@@ -55,6 +55,8 @@ def card(
         _table(["class", *images.counts], _class_rows(images)),
         "## What was measured",
         *_measured(description.measured),
+        "## How much of it to mix in",
+        *_mixing(description.mixing, f"{place}/{name}@{version}"),
         "## Loading it",
         'With `datasets`, from the folder itself (`data_files="*.parquet"` would put all splits into `train`):',
         f'```python\nfrom datasets import load_dataset\n\nimages = load_dataset("./{name}", split="train")\n```',
@@ -83,6 +85,19 @@ def _measured(metrics: Iterable[Metric]) -> Iterator[str]:
     for protocol, group in groupby(metrics, key=lambda metric: metric.protocol):
         yield _table(["measure", "value"], [[metric.name, metric.value] for metric in group])
         yield f"*{protocol}*"
+
+
+def _mixing(advice: Sequence[Advice], release: str) -> Iterator[str]:
+    """A table of the parts that validation images favour, and how to have one of them."""
+    rows = [[each.real, f"{100 * each.share:.3g} %" if each.share else "none"] for each in advice]
+    yield _table(["real images that the classifier has", "synthetic part of the images shown to it"], rows)
+    yield "*The part that was best on validation images; none where they show no gain over real images, seen as often.*"
+    if share := next((each.share for each in advice if each.share), None):
+        yield (
+            "With Forgeline, `real` being a torch `Dataset` of your own images:\n\n"
+            "```python\nfrom pipeline.delivery import mix, open_release\n\n"
+            f'images = mix(real, open_release("{release}").dataset(), {share:g})\n```'
+        )
 
 
 def _header(images: ImageSet, features: Mapping[str, Any], description: Description) -> dict[str, Any]:

@@ -17,6 +17,14 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Advice:
+    """What part of the images shown to a classifier should be synthetic, in [0, 1), when it has the `real` ones."""
+
+    real: str
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lineage:
     """What a set came from. Only `model` and `params` are part of its version id.
 
@@ -43,6 +51,7 @@ class Description:
     source: str
     verdict: str
     measured: tuple[Metric, ...]
+    mixing: tuple[Advice, ...]
     not_good_for: tuple[str, ...]
     how_made: str
     grid: bytes

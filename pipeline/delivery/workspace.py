@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import paths
-from pipeline.delivery.description import Description, Lineage, Metric
+from pipeline.delivery.description import Advice, Description, Lineage, Metric
 from pipeline.delivery.pointer import LATEST
 from pipeline.delivery.release import Published, publish
 from pipeline.delivery.stores import Store, open_store
@@ -171,6 +171,13 @@ def _describe(name: str, images: ImageSet, reports: Mapping[str, Mapping[str, An
         source=str(images.source.get("description", "")),
         verdict=("Published although it harms. " if harms(utility) else "") + headline(utility),
         measured=(*_gains(utility), *_measures(reports["evaluation/synthetic"])),
+        mixing=tuple(
+            Advice(
+                real=f"{row['real_images']:,} ({row['data']}), {row['protocol']}",
+                share=row["advised_share"],
+            )
+            for row in utility["rows"]
+        ),
         not_good_for=(
             *(["Training a classifier: one was measured to be worse with this set."] if harms(utility) else []),
             "Measuring a classifier: only real images tell how good it is.",

@@ -54,6 +54,11 @@ INTERVALS = (
     "draws other real images and begins with other weights. There is one generator and one test split, and how far "
     "another of these would shift a figure is not in them."
 )
+ADVISED = (
+    "The part advised to be mixed in is what did best on the validation split, before the test split was read; none "
+    "where the interval of its gain there, over real images alone seen as often (of rare classes: oversampled), is not "
+    "above zero. Verdicts are on mixing."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

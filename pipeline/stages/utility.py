@@ -37,6 +37,7 @@ from pipeline.imageset.files import atomic_folder
 from pipeline.imageset.subset import rare_labels
 from pipeline.metrics.classifier import NARROWEST, load, predict, save
 from pipeline.metrics.utility import (
+    ADVISED,
     ARMS,
     BASELINES,
     INTERVALS,
@@ -174,6 +175,12 @@ class Outcome:
         """Mean accuracy on the validation split over the seeds that choose, percent; of RARE_ARMS the balanced one."""
         known = [self.validation[training] for training in setting[: self.choosing_seeds]]
         return round(float(np.mean(known)), 9)
+
+    def advised_share(self, fraction: float, arm: Arm, without: Arm) -> float:
+        """The synthetic part of `arm` to mix in: 0 where no gain over `without` is seen on the validation split."""
+        chosen, baseline = self.chosen[fraction, arm], self.chosen[fraction, without]
+        gains = [self.validation[one] - self.validation[other] for one, other in zip(chosen, baseline, strict=True)]
+        return chosen[0].synthetic_share if t_interval(gains).low > 0 else 0.0
 
     def tested(self, fraction: float, arm: Arm, label: int | None = None) -> NDArray[np.float64]:
         """Accuracy on the test split, or on its images of one class, by seed (S,), percent."""
@@ -334,6 +341,7 @@ def describe(
             *PROTOCOLS.values(),
             *(f"{arm}: {meaning}." for arm, meaning in arms.items()),
             INTERVALS,
+            ADVISED,
             *([RARE_CLASSES] if imbalanced else []),
         ],
     }
@@ -365,6 +373,7 @@ def _row(outcome: Outcome, fraction: float, real: ImageSet, kept_fraction: float
         "class_gain_over_real_long": {name: asdict(t_interval(values)) for name, values in by_class.items()},
         "learning_rate": chosen.learning_rate,
         "synthetic_share": chosen.synthetic_share,
+        "advised_share": outcome.advised_share(fraction, "mixed", "real_long"),
         **_rare(outcome, fraction, real, protocol, f"{data} of the data", generator_data),
     }
 
@@ -403,6 +412,7 @@ def _rare(
         },
         "learning_rate": chosen.learning_rate,
         "synthetic_share": chosen.synthetic_share,
+        "advised_share": outcome.advised_share(fraction, "filled", "oversampled"),
     }
     return {"rare": found}
 

@@ -120,6 +120,7 @@ def main(url: str) -> None:
         source="Noise.",
         verdict="None.",
         measured=(),
+        mixing=(),
         not_good_for=(),
         how_made="Drawn.",
         grid=b"",

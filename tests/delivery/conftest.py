@@ -18,7 +18,7 @@ import pytest
 import servers
 from PIL import Image
 
-from pipeline.delivery import Description, Lineage, Metric
+from pipeline.delivery import Advice, Description, Lineage, Metric
 from pipeline.imageset import ImageSet, Row, write_imageset
 
 CONDITIONS = ("if-match", "if-none-match")
@@ -221,6 +221,7 @@ def describe(**changes: Any) -> Description:
         source="1,797 handwritten digits.",
         verdict="A classifier with 5 % of the real digits gains 3 points.",
         measured=(Metric(name="FID", value="1.5", protocol="24 images | in-domain"),),
+        mixing=(Advice(real="58 (5 %)", share=0.7), Advice(real="1,134 (100 %)", share=0.0)),
         not_good_for=("Images larger than 8×8.",),
         how_made="A conditional GAN.",
         grid=picture.getvalue(),

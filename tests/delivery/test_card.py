@@ -49,6 +49,7 @@ def test_what_a_person_wants_to_know_is_there(pulled: Path, description) -> None
         *("| synthetic | true |", "CC BY 4.0", description.lineage.git_commit, description.lineage.model),
         *(description.lineage.data_fingerprint, "sha256sum -c SHA256SUMS", "forgeline pull", "| FID | 1.5 |"),
         "*24 images | in-domain*",
+        *("| 58 (5 %) | 70 % |", "| 1,134 (100 %) | none |", ".dataset(), 0.7)"),
     ):
         assert words in text, words
     assert "| \\| pipe \\| break | 5 |" in text

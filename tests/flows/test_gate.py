@@ -73,6 +73,7 @@ def publish_champion(url: Path, seed: int, noise: int) -> str:
         source="bars",
         verdict="bars",
         measured=(),
+        mixing=(),
         not_good_for=(),
         how_made="by numpy",
         grid=picture.getvalue(),

@@ -69,6 +69,7 @@ def workspace(tmp_path: Path) -> Path:
         "gain_over_real": INTERVAL,
         "gain_over_real_long": INTERVAL,
         "accuracy": {"real_long": {"mean": 94.125}},
+        "advised_share": 0.7,
         "class_gain_over_real_long": {"<b>one": INTERVAL},
     }
     entry = {"measures": ["fidelity"], "generated": "6 released images", "real": "8 real images"}
@@ -116,7 +117,7 @@ def test_the_verdict_comes_first_and_every_number_is_there(workspace: Path) -> N
     assert places == sorted(places)
     for said in (
         "right on 98.9 % of real test images",
-        "5 % (1,234) helps +3.25 [+2.50, +4.00]",
+        "5 % (1,234) helps +3.25 [+2.50, +4.00] +3.25 [+2.50, +4.00] 70 % shared-generator",
         "FID, in-domain features 0.0625 0.0375",
         "2.1 % is nearer to a training image",
         "drew 11 samples; 6 were kept (dropped: near copy 5)",

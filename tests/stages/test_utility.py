@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,21 @@ def test_the_choosing_seeds_choose_what_is_best_on_validation(measure: Callable[
         means = [np.mean([outcome.validation[training] for training in setting[:2]]) for setting in settings]
         assert outcome.validated(outcome.chosen[key]) == pytest.approx(max(means))
     assert sum(training.images_seen for training in outcome.validation) == params.all_images_seen()
+
+
+@pytest.mark.parametrize(
+    ("gains", "advised"), [((1.0, 2.0, 3.0), 0.0), ((1.5, 2.0, 2.5), 0.7), ((-1.5, -2.0, -2.5), 0.0), ((0, 0, 0), 0.0)]
+)
+def test_only_what_gains_on_validation_beyond_chance_is_advised(gains: Sequence[float], advised: float) -> None:
+    params = Params(seeds=3)  # t(0.975, 2) is 4.303: 2 ± 4.303 · 1 / √3 holds 0, 2 ± 4.303 · 0.5 / √3 does not
+    without = tuple(params.training("real_long", 0.1, seed, 0.01) for seed in range(3))
+    chosen = tuple(params.training("mixed", 0.1, seed, 0.01, 0.7) for seed in range(3))
+    outcome = Outcome(
+        choosing_seeds=2,
+        chosen={(0.1, "mixed"): chosen, (0.1, "real_long"): without},
+        validation=dict.fromkeys(without, 90.0) | {one: 90 + gain for one, gain in zip(chosen, gains, strict=True)},
+    )
+    assert outcome.advised_share(0.1, "mixed", "real_long") == advised
 
 
 def thinned() -> tuple[np.ndarray, np.ndarray]:
