@@ -25,7 +25,8 @@ test: $(VENV)/installed-dev
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-ceph: $(VENV)/installed-dev
-	FORGELINE_TEST_S3=ceph pytest tests/delivery tests/sources/test_files.py tests/flows/test_mirror.py tests/flows/test_scheduled.py
+	FORGELINE_TEST_S3=ceph pytest tests/delivery tests/sources/test_files.py \
+		tests/flows/test_mirror.py tests/flows/test_scheduled.py tests/flows/test_handover.py
 
 bench: $(VENV)/installed-dev
 	python tests/bench/speed.py

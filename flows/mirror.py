@@ -24,7 +24,7 @@ from pipeline.delivery.stores import Store
 from pipeline.errors import FailedError, ForgelineError
 
 LEASE = "lease.json"
-_RENEWALS = 4  # in the length of a lease
+RENEWALS = 4  # in the length of a lease
 _PAUSE_SECONDS = 1.0  # between looks at a lease that another holds, at most
 _RELEASED = ""
 
@@ -188,7 +188,7 @@ class Keeper:
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
     def _keep(self) -> None:
-        while not self._stop.wait(self.lease.seconds / _RENEWALS):
+        while not self._stop.wait(self.lease.seconds / RENEWALS):
             try:
                 self.lease.renew()
                 self.mirror.save(self.lease.epoch)

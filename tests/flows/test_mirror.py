@@ -12,7 +12,9 @@ import boto3
 import pytest
 import servers
 
-from flows.mirror import FencedError, Keeper, Lease, Mirror, kept
+from flows.elsewhere import LEASE_SECONDS
+from flows.mirror import RENEWALS, FencedError, Keeper, Lease, Mirror, kept
+from flows.repro import GRACE_SECONDS
 from pipeline.delivery.stores import Store, open_store
 from pipeline.errors import FailedError
 
@@ -136,6 +138,10 @@ def test_one_who_is_not_answered_is_not_fenced_off_by_its_own_write(store: Store
         lease.release()
         next_one.take(silently)
     assert (lease.epoch, next_one.epoch) == (1, 2)
+
+
+def test_a_lease_lasts_longer_than_the_trainer_of_a_killed_run() -> None:
+    assert LEASE_SECONDS - LEASE_SECONDS / RENEWALS > 2 * GRACE_SECONDS
 
 
 def test_of_many_that_wait_one_wins_each_time(store: Store) -> None:
