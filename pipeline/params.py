@@ -17,6 +17,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from pipeline.errors import UserError
 from pipeline.errors import nearest as nearest
 
+SEEDS = 2**32  # a seed is below: NumPy's older generators, which torch-fidelity draws by, take no more
+MOST_THREADS = 1024  # of a stage: more than machines have, and few enough to be started
 T = TypeVar("T")
 
 

@@ -40,7 +40,7 @@ from pipeline.metrics.classifier import Classifier, embed, predict
 from pipeline.metrics.judges import FILTER, Judges
 from pipeline.metrics.neighbours import Nearest, nearest_of_domain
 from pipeline.metrics.probe import surprise
-from pipeline.params import Document
+from pipeline.params import SEEDS, Document
 from pipeline.progress import ProgressLine
 
 _CHUNK = 512  # samples that are judged together, always: in another batch a probability may differ in its last bit
@@ -74,6 +74,8 @@ class Params:
         for name, least in {"seed": 0, "images_per_class": 1, "max_draws_per_image": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; needed at least {least}")
+        if self.seed >= SEEDS:
+            raise ValueError(f"seed is {self.seed}; needed below {SEEDS}")
         for name, wanted in self.class_counts.items():
             if wanted < 1:
                 raise ValueError(f"class_counts.{name} is {wanted}; needed at least 1")
@@ -308,6 +310,8 @@ def run(document: Document) -> None:
     ]
     selection = Selection(sampler=model, sieve=sieve, params=params, classes=real.classes)
     generator = {"family": model.family, "model_sha256": model.sha256, "data_fingerprint": model.data_fingerprint}
+    if model.parent is not None:
+        generator["parent_sha256"] = model.parent
     how = "Drawn by a {} generator that learned from"
     if model.translates:
         generator["translated"] = "train split"

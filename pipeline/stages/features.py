@@ -20,7 +20,7 @@ from pipeline.imageset.files import atomic_folder
 from pipeline.imageset.subset import rare_labels
 from pipeline.metrics.classifier import NARROWEST, Classifier, predict, save, train_classifier
 from pipeline.metrics.judges import EXTRACTOR, FILTER, INDEX, JUDGES
-from pipeline.params import Document
+from pipeline.params import MOST_THREADS, SEEDS, Document
 from pipeline.progress import ProgressLine
 
 
@@ -38,12 +38,16 @@ class Params:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; needed at least 0")
+        if self.seed >= SEEDS:
+            raise ValueError(f"seed is {self.seed}; needed below {SEEDS}")
         if self.images_seen < 1000:
             raise ValueError(f"images_seen is {self.images_seen}; needed at least 1000")
         if self.width < NARROWEST:
             raise ValueError(f"width is {self.width}; needed at least {NARROWEST}")
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}; needed at least 1")
+        if self.threads > MOST_THREADS:
+            raise ValueError(f"threads is {self.threads}; needed at most {MOST_THREADS}")
 
 
 def read_params(document: Document) -> Params:

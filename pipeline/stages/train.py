@@ -40,7 +40,7 @@ from pipeline.metrics.classifier import Classifier, embed
 from pipeline.metrics.fidelity import by_domain, frechet_distance
 from pipeline.metrics.judges import Judges
 from pipeline.metrics.modes import least_diverse, mean_distances
-from pipeline.params import Document
+from pipeline.params import MOST_THREADS, Document
 from pipeline.progress import ProgressLine, duration
 from pipeline.report.grids import interpolation_strip, sample_grid
 
@@ -78,6 +78,8 @@ class Params:
             raise ValueError(f"class_balance is {self.class_balance}; needed 0 to 1")
         if self.seed >= _SEED:
             raise ValueError(f"seed is {self.seed}; needed below {_SEED}")
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise ValueError(f"threads is {self.threads}; needed at most {MOST_THREADS}")
 
 
 class StoppedError(ForgelineError):
@@ -141,6 +143,7 @@ def _run(params: Params, config: Any, stop: Stop) -> None:
         image_size=real.image_size,
         images_seen=0,
         data_fingerprint=real.fingerprint,
+        parent=sha256_file(parent) if (parent := paths.PARENT / paths.PLAYERS).exists() else None,
         selection={},
         generator=family.generator,
     )
@@ -150,7 +153,7 @@ def _run(params: Params, config: Any, stop: Stop) -> None:
         trainer = build(family, judge=judge)
         _train(trainer, Checkpoints(folder / "checkpoints"), stop)
         _write(
-            trainer, judge, inputs | {"train.threads": torch.get_num_threads()}, _standing(trainer, real, params.seed)
+            trainer, judge, inputs | {"train.threads": torch.get_num_threads()}, _standing(trainer, real, params)
         )
 
 
@@ -259,7 +262,7 @@ class SnapshotJudge:
         """`model` says what all snapshots have in common. A validation split too small for it is eked out."""
         self.extractor, self.grids, self.stop = extractor, grids, stop
         held_out = real.counts["validation"]
-        enough = (min(held_out) if model.translates else sum(held_out)) > extractor.dimensions
+        enough = (min(held_out) if model.translates else sum(held_out)) > extractor.dimensions and max(held_out) > 1
         splits = ["validation"] if enough else ["validation", "train"]
         self.metric = f"Fréchet distance to the {' and '.join(splits)} split in features of the in-domain extractor"
         if model.translates:
@@ -322,12 +325,17 @@ def _help(trainer: Trainer, stop: Stop) -> None:
         sys.exit(128 + stop.signal_number)
 
 
-def _standing(trainer: Trainer, real: ImageSet, seed: int) -> dict[str, Any] | None:
+def _standing(trainer: Trainer, real: ImageSet, params: Params) -> dict[str, Any] | None:
     """How the game stands at the end; None where it is another one, or several processes have a part of it each."""
     if not isinstance(trainer.family, game.Family) or distributed.world_size() > 1:
         return None
-    device, size = trainer.batches.generator.device, trainer.batches.batch_size
-    held_out = Batches(*real.arrays("validation"), batch_size=size, seed=seed, device=device)
+    held_out = Batches(
+        *real.arrays("validation"),
+        batch_size=params.batch_size,
+        seed=params.seed,
+        device=trainer.batches.generator.device,
+        class_balance=params.class_balance,
+    )
     found = standing(trainer.family, trainer.batches, held_out, step=trainer.steps)
     return {"objective": trainer.family.config.objective, "held_out": "validation split"} | found
 
@@ -366,8 +374,9 @@ def _write(trainer: Trainer, judge: SnapshotJudge, inputs: dict[str, Any], stand
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))  # the first rows may be without the generator
     with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        table = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
 
@@ -436,7 +445,7 @@ def _say_what_changed(inputs: dict[str, Any], root: Path) -> None:
 
 def _forget_old(root: Path) -> None:
     """Remove the states of runs that stopped long ago and were never gone on with."""
-    for folder in root.iterdir():
+    for folder in (path for path in root.iterdir() if path.is_dir()):
         with suppress(FileNotFoundError, FailedError):  # it has just ended; it is running
             touched = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
             if time.time() - touched > _KEEP_UNFINISHED_SECONDS:

@@ -125,6 +125,8 @@ def test_judges_that_were_never_trained_are_missed_in_one_sentence(tmp_path: Pat
         ({"images_seen": 10}, r"features\.images_seen is 10; needed at least 1000"),
         ({"width": 1}, r"features\.width is 1; needed at least 8"),
         ({"threads": 0}, r"features\.threads is 0; needed at least 1"),
+        ({"seed": 2**32}, rf"features\.seed is {2**32}; needed below {2**32}"),
+        ({"threads": 3_000_000_000}, r"features\.threads is 3000000000; needed at most 1024"),
         ({"seeds": 3}, r"features\.seeds is not a setting; did you mean 'seed'"),
     ],
 )

@@ -353,6 +353,7 @@ def test_old_unfinished_states_are_forgotten_and_young_ones_kept(workspace: Path
         ({"seed": -1}, "params.yaml: train.seed is -1; needed at least 0"),
         ({"class_balance": 1.5}, "params.yaml: train.class_balance is 1.5; needed 0 to 1"),
         ({"seed": 2**32}, f"params.yaml: train.seed is {2**32}; needed below {2**32}"),
+        ({"threads": 3_000_000_000}, "params.yaml: train.threads is 3000000000; needed at most 1024"),
     ],
 )
 def test_settings_that_are_off_are_named(changes: dict[str, Any], sentence: str) -> None:
