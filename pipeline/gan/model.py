@@ -104,6 +104,7 @@ class Model:
     image_size: int
     images_seen: int
     data_fingerprint: str  # of the ImageSet it was trained on
+    parent: str | None = None  # hex sha256 of the players that training began from, which knew other images perhaps
     selection: Mapping[str, Any]  # by which number this snapshot was chosen
     generator: Generator
     given: Sources | None = None  # to a generator that translates; no part of the folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -89,8 +90,10 @@ def worst(by_class: Mapping[str, np.ndarray]) -> dict[str, float]:
 def least_diverse(generated: Mapping[int, float], real: Mapping[int, float]) -> tuple[int, float]:
     """The label whose generated images differ least from each other by the measure of the real ones, and that ratio.
 
-    Both are `mean_distances`, with at least one label in common.
+    Both are `mean_distances`; (-1, NaN) where no label has them on both sides.
     """
     ratios = {label: generated[label] / real[label] for label in generated if real.get(label, 0) > 0}
+    if not ratios:
+        return -1, math.nan
     label = min(ratios, key=lambda label: ratios[label])
     return label, ratios[label]

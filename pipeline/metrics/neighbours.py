@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.imageset.layout import content_hash
+
 _BLOCK_ELEMENTS = 20_000_000  # that are looked at at once, float32: 80 MB
 _BLOCK_ROWS = 4096  # references that are compared at once, and no more
 _ROWS = 128  # images that are compared at once: what is in reach of one of them is compared with all
@@ -41,6 +43,7 @@ class Nearest:
         starts = range(0, len(references), self.rows)
         self.shadows = torch.cat([self._shadow(_flat(references[start : start + self.rows])) for start in starts])
         self.lengths = self.shadows.square().sum(dim=1)
+        self.contents = {content_hash(references[row]): row for row in reversed(range(len(references)))}
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distances float32 (M,) to, and rows int64 (M,) of, the nearest reference of each of uint8 (M, C, H, W).
@@ -55,7 +58,10 @@ class Nearest:
         size = max(1, min(_ROWS, self.rows, _BLOCK_ELEMENTS // len(references)))
         for start in range(0, len(images), size):
             part = slice(start, start + size)
-            index[part] = found = self._nearest_rows(_flat(images[part]))
+            near = self._nearest_rows(_flat(images[part]))
+            # Of references that nearly equal each other float32 does not know which one an image is a copy of.
+            found = [self.contents.get(content_hash(image), row) for image, row in zip(images[part], near, strict=True)]
+            index[part] = found
             difference = images[part].astype(np.float32) - references[found]  # itself, so that a copy is at exactly 0
             distance[part] = np.sqrt(np.square(difference).mean(axis=(1, 2, 3), dtype=np.float64))
         return distance, index

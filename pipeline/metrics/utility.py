@@ -51,8 +51,8 @@ PROTOCOLS: dict[Protocol, str] = {
 }
 INTERVALS = (
     "Intervals are 95 % t intervals of the difference between two classifiers of the same seed, over the seeds: each "
-    "draws other real images and begins with other weights. There is one generator and one test split, and how far "
-    "another of these would shift a figure is not in them."
+    "draws other real images and begins with other weights. A gain's reaches at least as far as one test image counts. "
+    "There is one generator and one test split, and how far another of these would shift a figure is not in them."
 )
 ADVISED = (
     "The part advised to be mixed in is what did best on the validation split, before the test split was read; none "
@@ -70,14 +70,17 @@ class Interval:
     high: float
 
 
-def t_interval(values: Sequence[float] | NDArray[np.float64]) -> Interval:
-    """Student's interval of the mean of n ≥ 2 values: mean ± t(0.975, n-1) · s / √n; paired when of differences."""
+def t_interval(values: Sequence[float] | NDArray[np.float64], step: float = 0.0) -> Interval:
+    """Student's interval of the mean of n ≥ 2 values: mean ± t(0.975, n-1) · s / √n; paired when of differences.
+
+    ± `step` at least, in which the values come: equal differences of a few test images are no certainty.
+    """
     from scipy.stats import t
 
     if len(values) < 2:
         raise ValueError(f"values are {len(values)}; needed at least 2 for an interval")
     mean = float(np.mean(values))
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    half = max(step, float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))))
     return Interval(mean=round(mean, 4), low=round(mean - half, 4), high=round(mean + half, 4))
 
 
@@ -201,6 +204,7 @@ def rare_sentence(
 ) -> str:
     """The verdict on filling up the classes `rare` (with their real images), by what is gained over each baseline."""
     over: dict[Arm, str] = {
+        "real": "real only",
         "real_long": "real only with as many images seen",
         "oversampled": "oversampling",
         "weighted": "class weights",

@@ -141,8 +141,10 @@ def curves(path: Path | BinaryIO, rows: Sequence[Mapping[str, float]]) -> None:
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure in inches, without the process-wide state of pyplot."""
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
+    rcParams["text.parse_math"] = False  # a class may be called `$x$`
     return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor=PAPER)
 
 

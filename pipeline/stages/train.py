@@ -35,7 +35,7 @@ from pipeline.gan.model import Model
 from pipeline.gan.standing import standing
 from pipeline.gan.training import Snapshot, Trainer, describe_diversity
 from pipeline.imageset import ImageSet
-from pipeline.imageset.files import atomic_folder, write_atomically
+from pipeline.imageset.files import atomic_folder, sha256_file, write_atomically
 from pipeline.metrics.classifier import Classifier, embed
 from pipeline.metrics.fidelity import by_domain, frechet_distance
 from pipeline.metrics.judges import Judges
@@ -135,6 +135,7 @@ def _run(params: Params, config: Any, stop: Stop) -> None:
         except ForgelineError as error:
             sys.exit(error.exit_status)  # process 0 says why
         return
+    parent = paths.PARENT / paths.PLAYERS
     model = Model(
         family=params.family,
         config=config,
@@ -143,7 +144,7 @@ def _run(params: Params, config: Any, stop: Stop) -> None:
         image_size=real.image_size,
         images_seen=0,
         data_fingerprint=real.fingerprint,
-        parent=sha256_file(parent) if (parent := paths.PARENT / paths.PLAYERS).exists() else None,
+        parent=sha256_file(parent) if parent.exists() else None,
         selection={},
         generator=family.generator,
     )
@@ -152,15 +153,13 @@ def _run(params: Params, config: Any, stop: Stop) -> None:
         judge = SnapshotJudge(model, Judges.load(paths.FEATURES).extractor, real, folder / "grids", stop)
         trainer = build(family, judge=judge)
         _train(trainer, Checkpoints(folder / "checkpoints"), stop)
-        _write(
-            trainer, judge, inputs | {"train.threads": torch.get_num_threads()}, _standing(trainer, real, params)
-        )
+        _write(trainer, judge, inputs | {"train.threads": torch.get_num_threads()}, _standing(trainer, real, params))
 
 
-def _batches(params: Params, family: Family, real: ImageSet, device: torch.device) -> Batches:
-    """Of the training images, which a family that wants its classes equally often sees so in any case."""
+def _batches(params: Params, family: Family, real: ImageSet, device: torch.device, split: str = "train") -> Batches:
+    """Of the images of a split, which a family that wants its classes equally often sees so in any case."""
     return Batches(
-        *real.arrays("train"),
+        *real.arrays(split),
         batch_size=params.batch_size,
         seed=params.seed,
         device=device,
@@ -329,13 +328,7 @@ def _standing(trainer: Trainer, real: ImageSet, params: Params) -> dict[str, Any
     """How the game stands at the end; None where it is another one, or several processes have a part of it each."""
     if not isinstance(trainer.family, game.Family) or distributed.world_size() > 1:
         return None
-    held_out = Batches(
-        *real.arrays("validation"),
-        batch_size=params.batch_size,
-        seed=params.seed,
-        device=trainer.batches.generator.device,
-        class_balance=params.class_balance,
-    )
+    held_out = _batches(params, trainer.family, real, trainer.batches.generator.device, "validation")
     found = standing(trainer.family, trainer.batches, held_out, step=trainer.steps)
     return {"objective": trainer.family.config.objective, "held_out": "validation split"} | found
 

@@ -126,7 +126,7 @@ class _Ingest:
 
 def read_params(document: Document) -> tuple[Params, float]:
     """`utility`, and the part of all real training images that `ingest` kept for generator and classifiers alike."""
-    section = document.content.get("ingest", {})
+    section = document.mapping("ingest") if "ingest" in document.content else {}
     known = {name: section[name] for name in ("train_fraction",) if name in section}
     return document.section("utility", Params), document.build("ingest", known, _Ingest).train_fraction
 
@@ -175,6 +175,11 @@ class Outcome:
         """Mean accuracy on the validation split over the seeds that choose, percent; of RARE_ARMS the balanced one."""
         known = [self.validation[training] for training in setting[: self.choosing_seeds]]
         return round(float(np.mean(known)), 9)
+
+    def gain(self, fraction: float, arm: Arm, without: Arm, label: int | None = None) -> Interval:
+        """Of `tested`, of the one over the other."""
+        images = len(self.test_labels) if label is None else int((self.test_labels == label).sum())
+        return t_interval(self.tested(fraction, arm, label) - self.tested(fraction, without, label), 100 / images)
 
     def advised_share(self, fraction: float, arm: Arm, without: Arm) -> float:
         """The synthetic part of `arm` to mix in: 0 where no gain over `without` is seen on the validation split."""
@@ -309,7 +314,8 @@ def describe(
     outcome: Outcome, params: Params, real: ImageSet, synthetic: ImageSet, kept_fraction: float
 ) -> dict[str, Any]:
     """What utility.json holds. `dvc metrics show` shows what is outside of lists; these are for people and reports."""
-    same_set = (synthetic.generator or {}).get("data_fingerprint") == real.fingerprint
+    generator = synthetic.generator or {}
+    same_set = generator.get("data_fingerprint") == real.fingerprint and "parent_sha256" not in generator
     rows = [_row(outcome, fraction, real, kept_fraction, same_set=same_set) for fraction in params.fractions]
     imbalanced = "rare" in rows[0]
     gains = {
@@ -350,14 +356,11 @@ def describe(
 def _row(outcome: Outcome, fraction: float, real: ImageSet, kept_fraction: float, *, same_set: bool) -> dict[str, Any]:
     """What holds for classifiers with `fraction` of the real training split; accuracies and gains are in percent."""
     accuracy = {arm: outcome.tested(0.0 if arm == "synthetic" else fraction, arm) for arm in ARMS}
-    gains = {arm: t_interval(accuracy["mixed"] - accuracy[arm]) for arm in BASELINES}
+    gains = {arm: outcome.gain(fraction, "mixed", arm) for arm in BASELINES}
     protocol = protocol_of(fraction, same_set=same_set)
     data = percent(fraction * kept_fraction)
     generator_data = f"{percent(kept_fraction)} of it" if same_set else "other data"
-    by_class = {
-        name: outcome.tested(fraction, "mixed", label) - outcome.tested(fraction, "real_long", label)
-        for label, name in enumerate(real.classes)
-    }
+    by_class = {name: outcome.gain(fraction, "mixed", "real_long", label) for label, name in enumerate(real.classes)}
     chosen = outcome.chosen[fraction, "mixed"][0]
     return {
         "data": data,
@@ -370,7 +373,7 @@ def _row(outcome: Outcome, fraction: float, real: ImageSet, kept_fraction: float
         "gain_over_real_long": asdict(gains["real_long"]),
         "accuracy": {arm: asdict(t_interval(values)) for arm, values in accuracy.items()},
         "accuracy_by_seed": {arm: [round(value, 4) for value in values.tolist()] for arm, values in accuracy.items()},
-        "class_gain_over_real_long": {name: asdict(t_interval(values)) for name, values in by_class.items()},
+        "class_gain_over_real_long": _as_dicts(by_class),
         "learning_rate": chosen.learning_rate,
         "synthetic_share": chosen.synthetic_share,
         "advised_share": outcome.advised_share(fraction, "mixed", "real_long"),
@@ -394,8 +397,12 @@ def _rare(
     }
     recall = {arm: values[labels].mean(axis=0) for arm, values in by_class.items()}
     balanced = {arm: values.mean(axis=0) for arm, values in by_class.items()}
-    recall_gain = {arm: t_interval(recall["filled"] - recall[arm]) for arm in RARE_BASELINES}
-    balanced_gain = {arm: t_interval(balanced["filled"] - balanced[arm]) for arm in RARE_BASELINES}
+    images = np.bincount(outcome.test_labels, minlength=len(real.classes))
+    steps = 100 / (len(labels) * images[labels].max()), 100 / (len(images) * images.max())  # that one image counts
+    recall_gain, balanced_gain = (
+        {arm: t_interval(values["filled"] - values[arm], step) for arm in RARE_BASELINES}
+        for values, step in zip((recall, balanced), steps, strict=True)
+    )
     chosen = outcome.chosen[fraction, "filled"][0]
     found = {
         "images": rare,
@@ -417,7 +424,7 @@ def _rare(
     return {"rare": found}
 
 
-def _as_dicts(intervals: Mapping[Arm, Interval]) -> dict[str, dict[str, float]]:
+def _as_dicts(intervals: Mapping[Any, Interval]) -> dict[str, dict[str, float]]:
     return {arm: asdict(interval) for arm, interval in intervals.items()}
 
 

@@ -96,6 +96,12 @@ def test_the_least_diverse_label_is_found_by_the_measure_of_its_real_images() ->
     assert least_diverse({0: 5.0, 1: 0.9, 2: 0.0}, real) == (0, 0.5)
 
 
+def test_no_label_is_the_least_diverse_where_each_has_but_one_image() -> None:
+    label, ratio = least_diverse({0: 5.0}, {})
+    assert label == -1
+    assert np.isnan(ratio)
+
+
 def test_a_class_that_is_blurred_and_one_that_has_collapsed_are_told_apart() -> None:
     random = np.random.default_rng(0)
     labels = np.arange(900) % 3

@@ -38,6 +38,15 @@ def test_a_copy_is_at_exactly_nothing() -> None:
     np.testing.assert_array_equal(rows, order)
 
 
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_a_copy_of_one_of_many_that_nearly_equal_each_other_is_found(size: int) -> None:
+    training = np.full((100, 3, size, size), 200, np.uint8)
+    training.reshape(100, -1)[np.arange(100), np.arange(100)] = 201  # one level in one place, each in another
+    distances, rows = nearest(training[::2], training)
+    assert (distances == 0).all()
+    np.testing.assert_array_equal(rows, np.arange(0, 100, 2))
+
+
 def test_black_is_as_far_from_white_as_can_be() -> None:
     black, white = np.zeros((1, 1, 4, 4), np.uint8), np.full((1, 1, 4, 4), 255, np.uint8)
     assert nearest(black, white)[0] == [255]

@@ -29,6 +29,7 @@ from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.gan.model import Model
 from pipeline.imageset import ImageSet, Row, write_imageset
+from pipeline.imageset.files import sha256_file
 from pipeline.params import Document
 from pipeline.stages import features, train
 
@@ -301,6 +302,15 @@ def test_another_number_of_processes_than_torchrun_started_is_refused(monkeypatc
         train.run(_document(processes=4))
 
 
+def test_curves_may_begin_before_the_generator_has_stepped(workspace: Path) -> None:
+    settings = {**SETTINGS, "families": {"conditional": {"width": 32, "discriminator_steps": 3}}}
+    train.run(Document({**settings, "train": SETTINGS["train"] | {"images": 160, "snapshot_images": 160}}))
+    with Path("out/training/curves.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["generator_loss"]) for row in rows[:4]] == [False, False, True, False]
+    assert all(row["discriminator_loss"] for row in rows)
+
+
 @pytest.mark.parametrize("family", ["conditional", "dcgan"])
 def test_the_outputs_are_whole_and_say_how_the_snapshot_was_chosen(workspace: Path, family: str) -> None:
     train.run(_document(family=family, images=640, snapshot_images=160))
@@ -396,12 +406,15 @@ def test_outside_a_dvc_repository_it_says_what_is_needed(workspace: Path) -> Non
 
 def test_a_warm_start_begins_where_its_parent_is_best_and_another_model_is_refused(workspace: Path) -> None:
     train.run(_document(images=3200, snapshot_images=1600))
-    score = Model.load(paths.MODEL).selection["score"]
+    model = Model.load(paths.MODEL)
+    score = model.selection["score"]
+    assert model.parent is None
     paths.PARENT.mkdir()
     shutil.copy(paths.TRAINING / paths.PLAYERS, paths.PARENT)
     train.run(_document(images=1600, snapshot_images=1600, warm_start="nightly"))
     rows = list(csv.DictReader((paths.TRAINING / "snapshots.csv").read_text().splitlines()))
     assert float(rows[0]["score"]) == score
+    assert Model.load(paths.MODEL).parent == sha256_file(paths.PARENT / paths.PLAYERS)
     assert float(rows[1]["score"]) != score
     other = _document()
     other.content["families"] = {"conditional": {"width": 16}}

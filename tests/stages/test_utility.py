@@ -245,9 +245,12 @@ def test_one_worker_and_two_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch
     assert [float(line["gain_over_real"]) for line in lines] == list(report["gain_over_real"].values())
 
 
-def test_a_generator_of_other_data_is_never_same_data(measure: Callable[..., Outcome]) -> None:
-    write_real()
-    write_synthetic(DIGITS[REST], LABELS[REST], data_fingerprint="0" * 64)
+@pytest.mark.parametrize("other", [{"data_fingerprint": "0" * 64}, {"parent_sha256": "0" * 64}])
+def test_a_generator_or_a_parent_of_other_data_is_never_same_data(
+    measure: Callable[..., Outcome], other: dict[str, str]
+) -> None:
+    real = write_real()
+    write_synthetic(DIGITS[REST], LABELS[REST], **({"data_fingerprint": real.fingerprint} | other))
     params = Params(fractions=(1.0,), seeds=2, images_seen=1000, learning_rates=(0.01,), synthetic_shares=(0.5,))
     row = only_row(measure(params), params)
     assert row["protocol"] == "shared-generator"
