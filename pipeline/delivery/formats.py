@@ -19,7 +19,7 @@ from pipeline.imageset import ImageSet, Row, png, write_imageset
 _TAR_IMAGES = 10_000
 _CLASSES = "classes.json"
 
-Batches = Iterable[tuple[str, pa.Table]]
+Batches = Iterable[tuple[str, pa.RecordBatch]]
 
 
 def write_parquet(root: Path, batches: Batches, images: ImageSet, release: str) -> None:

@@ -8,11 +8,13 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.delivery.fetching import Span, span_chunks
@@ -26,7 +28,9 @@ from pipeline.delivery.versions import find
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet, png
 
-_MIXED = 16  # row groups, of a class each, whose images a stream shuffles together
+_MIXED = 16  # row groups, of a class each, whose images a stream shuffles together, and twice as many before
+_MIXED_BYTES = 48 << 20  # of pixels at most: a reader is to stay below 300 MB, of which Python and Arrow take 90
+_AHEAD_BYTES = 32 << 20  # of groups, as fetched and as decoded, before their images are mixed
 
 
 class Dataset(Protocol):
@@ -125,40 +129,49 @@ class Stream:
 
     def consume(self, consumer: int, consumers: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
         """What consumer number `consumer` of so many gets: together they get every image once."""
-        order = self._shuffled(0, len(self.groups))[consumer::consumers]
+        mine = [self.groups[number] for number in self._shuffled(0, len(self.groups))[consumer::consumers]]
         store, footers = open_store(self.base), _Footers()
         stopped = threading.Event()
+        image_bytes = prod(self.shape)
 
-        def fetch(number: int) -> NDArray[np.uint8]:
-            return self._decode(store, footers, *self.groups[number])
+        def fetch(place: tuple[ShardGroups, RowGroup]) -> list[NDArray[np.uint8]]:
+            return self._decode(store, footers, *place)
 
-        fetched = in_parallel(fetch, order.tolist(), stopped, ahead=2 * _MIXED)
-        for start in range(0, len(order), _MIXED):
-            window = order[start : start + _MIXED]
-            parts = [next(fetched) for _ in window]
-            labels = [self.groups[number][1].label for number in window for _ in range(self.groups[number][1].rows)]
-            pixels = np.concatenate(parts)
-            for place in self._shuffled(1 + consumer + consumers * start, len(pixels)):
-                yield pixels[place], labels[place]
+        def size(place: tuple[ShardGroups, RowGroup]) -> int:
+            return max(_AHEAD_BYTES // (2 * _MIXED), place[1].span.bytes + place[1].rows * image_bytes)
+
+        fetched = in_parallel(fetch, mine, stopped, ahead=_AHEAD_BYTES, size=size)
+        room = 0  # images that wait together for their turn; none where the order is the set's
+        if self.seed is not None:
+            room = min(_MIXED * max(group.rows for _, group in self.groups), _MIXED_BYTES // image_bytes)
+        pool: list[tuple[NDArray[np.uint8], int]] = []
+        for turn, (_, group) in enumerate(mine):
+            while pool and len(pool) + group.rows > room:  # before the group is asked for, which may be a large one
+                yield pool.pop()
+            pool += ((image, group.label) for image in next(fetched))
+            order = self._shuffled(1 + consumer + consumers * turn, len(pool))
+            pool = [pool[place] for place in order[::-1].tolist()]  # the last one is the next
+        while pool:
+            yield pool.pop()
 
     def _shuffled(self, what: int, count: int) -> NDArray[np.int64]:
         if self.seed is None:
             return np.arange(count)
         return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, what, self.epoch])).permutation(count)
 
-    def _decode(self, store: Store, footers: _Footers, shard: ShardGroups, group: RowGroup) -> NDArray[np.uint8]:
+    def _decode(self, store: Store, footers: _Footers, shard: ShardGroups, group: RowGroup) -> list[NDArray[np.uint8]]:
         key = f"{self.folder}/{shard.shard.path}"
         where = f"{store.url}/{key}"
         spans = {shard.footer: footers.read(store, key, shard.footer)}
         spans[group.span] = b"".join(span_chunks(store, key, group.span))
-        rows = read_group(_Sparse(spans), where, group)
-        pixels = np.empty((group.rows, *self.shape), np.uint8)
-        for row, data in enumerate(rows["image"].combine_chunks().field("bytes").fill_null(b"").to_pylist()):
-            try:
-                pixels[row] = png.decode(data, self.shape)
-            except ValueError as error:
-                raise FailedError(f"{where}: image {row} of row group {group.index} {error}") from None
-        return pixels
+        images = list[NDArray[np.uint8]]()
+        for rows in read_group(_Sparse(spans), where, group):
+            for data in rows["image"].field("bytes").fill_null(b"").to_pylist():
+                try:
+                    images.append(png.decode(data, self.shape).copy())
+                except ValueError as error:
+                    raise FailedError(f"{where}: image {len(images)} of row group {group.index} {error}") from None
+        return images
 
 
 class _Footers:
@@ -194,6 +207,16 @@ class _Sparse(io.RawIOBase):
 
     def tell(self) -> int:
         return self._place
+
+    def read_buffer(self, size: int) -> pa.Buffer:
+        """As `read`, which Arrow prefers, without a copy of what is in one span."""
+        stop = self._place + size
+        for span, data in self._spans.items():
+            if span.offset <= self._place and stop <= span.offset + span.bytes:
+                found = memoryview(data)[self._place - span.offset : stop - span.offset]
+                self._place = stop
+                return pa.py_buffer(found)
+        return pa.py_buffer(self.read(size))
 
     def read(self, size: int = -1) -> bytes:
         stop = self._size if size < 0 else min(self._place + size, self._size)

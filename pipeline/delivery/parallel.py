@@ -15,19 +15,28 @@ _THREADS = 8
 
 
 def in_parallel(
-    work: Callable[[T], R], items: Iterable[T], stopped: threading.Event, *, ahead: int = 1000
+    work: Callable[[T], R],
+    items: Iterable[T],
+    stopped: threading.Event,
+    *,
+    ahead: int = 1000,
+    size: Callable[[T], int] = lambda _: 1,
 ) -> Iterator[R]:
-    """The results in order, at most `ahead` items begun before their turn; an item is taken when its work is begun.
+    """The results in order. What is begun and not yet yielded has the `size` `ahead` in all, or is one item.
 
     At a failure nothing more is begun, and `stopped` tells what is under way to end.
     """
     pool = ThreadPoolExecutor(_THREADS)
     begun: deque[Future[R]] = deque()
+    sizes: deque[int] = deque()
     try:
         for item in items:
+            needed = size(item)
+            while begun and sum(sizes) + needed > ahead:
+                sizes.popleft()
+                yield begun.popleft().result()  # and no name for it, which would keep it
             begun.append(pool.submit(work, item))
-            if len(begun) > ahead:
-                yield begun.popleft().result()
+            sizes.append(needed)
         while begun:
             yield begun.popleft().result()
     except BaseException:

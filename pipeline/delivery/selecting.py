@@ -24,7 +24,8 @@ from pipeline.imageset.decode import check_unpacked, reading
 from pipeline.imageset.layout import IMAGE_TYPE, IMAGESET_JSON, PROVENANCE_TYPES
 
 _MAX_INDEX = 1 << 26  # bytes of rowgroups.json: tens of millions of images
-_AHEAD = 16  # row groups that are fetched before their turn
+_AHEAD = 16  # row groups that are fetched before their turn, into files
+_BATCH_BYTES = 4 << 20  # of a row group that are unpacked at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +103,8 @@ def open_part(version: Version, work: Path) -> Part:
     return Part(version=version, images=images, shards=shards)
 
 
-def fetch_selected(part: Part, selection: Selection, work: Path, tally: Tally) -> Iterator[tuple[str, pa.Table]]:
-    """Split and rows, as stored, of each row group with selected images, in order; only the selected rows.
+def fetch_selected(part: Part, selection: Selection, work: Path, tally: Tally) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Split and rows, as stored, of the row groups with selected images, in order; only the selected rows.
 
     The shards become files in `work` with holes where nothing was asked for; what is in them from before is used.
     """
@@ -123,33 +124,40 @@ def fetch_selected(part: Part, selection: Selection, work: Path, tally: Tally) -
 
     for shard, group in in_parallel(fetch, wanted(), tally.stopped, ahead=_AHEAD):
         path = work / shard.shard.path
-        rows = read_group(path, str(path), group)
-        if selection.min_confidence is not None:
-            rows = rows.filter(pc.greater_equal(rows[CONFIDENCE], selection.min_confidence))
         place = (shard.shard.split, group.label)
-        if selection.per_class is not None:
-            rows = rows.slice(0, selection.per_class - counts[place])
-        counts[place] += rows.num_rows
-        if rows.num_rows:
-            yield shard.shard.split, rows
+        for rows in read_group(path, str(path), group):
+            if selection.min_confidence is not None:
+                rows = rows.filter(pc.greater_equal(rows[CONFIDENCE], selection.min_confidence))
+            if selection.per_class is not None:
+                rows = rows.slice(0, selection.per_class - counts[place])
+            counts[place] += rows.num_rows
+            if rows.num_rows:
+                yield shard.shard.split, rows
 
 
-def read_group(source: io.RawIOBase | Path, where: str, group: RowGroup) -> pa.Table:
-    """The rows of a row group. Raises FailedError when they are not as rowgroups.json says."""
+def read_group(source: io.RawIOBase | Path, where: str, group: RowGroup) -> Iterator[pa.RecordBatch]:
+    """The rows of a row group, some at a time. Raises FailedError, at their end, when they are not as published."""
+    several = max(1, group.rows * _BATCH_BYTES // group.span.bytes)
+    left = group.rows
     with reading(Path(where)), pq.ParquetFile(source) as parquet:
         if group.index >= parquet.num_row_groups:
             raise FailedError(f"{where}: has no row group {group.index}")
         check_unpacked(parquet, group.index, group.span.bytes)
-        rows = parquet.read_row_group(group.index)
-        rows.validate(full=True)  # text may be no UTF-8
-    if not _has_columns(rows, group):
-        raise FailedError(f"{where}: row group {group.index} has other columns than an ImageSet")
-    if rows.num_rows != group.rows or (rows["label"].to_numpy() != group.label).any():
-        raise FailedError(f"{where}: row group {group.index} is not {group.rows} images of class {group.label}")
-    return rows
+        for rows in parquet.iter_batches(several, row_groups=[group.index]):
+            rows.validate(full=True)  # text may be no UTF-8
+            if not _has_columns(rows, group):
+                raise FailedError(f"{where}: row group {group.index} has other columns than an ImageSet")
+            left -= rows.num_rows
+            if left < 0 or (rows["label"].to_numpy() != group.label).any():
+                break
+            yield rows
+        else:
+            if left == 0:
+                return
+    raise FailedError(f"{where}: row group {group.index} is not {group.rows} images of class {group.label}")
 
 
-def _has_columns(rows: pa.Table, group: RowGroup) -> bool:
+def _has_columns(rows: pa.RecordBatch, group: RowGroup) -> bool:
     names, types = rows.schema.names, rows.schema.types
     return (
         names[:2] == ["image", "label"]
