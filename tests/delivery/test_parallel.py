@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from pipeline.delivery.parallel import in_parallel
+
+
+@pytest.mark.parametrize("sizes", [[1] * 50, [3, 5, 8, 1, 1, 1, 9, 10, 2], [7, 30, 7, 30, 30, 1]])
+def test_what_is_begun_before_its_turn_is_of_a_limited_size(sizes: list[int]) -> None:
+    begun: list[int] = []
+    found = []
+    for place in in_parallel(
+        lambda place: begun.append(place) or place,
+        range(len(sizes)),
+        threading.Event(),
+        ahead=10,
+        size=sizes.__getitem__,
+    ):
+        waiting = [sizes[each] for each in begun if each > place]
+        assert sum(waiting) <= 10
+        found.append(place)
+    assert found == [*range(len(sizes))]
+    assert sorted(begun) == found
+
+
+def test_after_a_failure_nothing_more_is_begun() -> None:
+    begun: list[int] = []
+
+    def work(place: int) -> int:
+        begun.append(place)
+        return 1 // (place - 3)
+
+    stopped = threading.Event()
+    with pytest.raises(ZeroDivisionError):
+        for _ in in_parallel(work, range(100), stopped, ahead=4):
+            pass
+    assert stopped.is_set()
+    assert len(begun) < 10
