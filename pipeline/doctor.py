@@ -81,7 +81,7 @@ def checks(workspace: Path) -> list[Check]:
 def read_all_params(workspace: Path) -> Document:
     """params.yaml, after every stage of dvc.yaml has read its section. Raises the first UserError."""
     document = Document.load(_shown(workspace / paths.PARAMS))
-    declared = Document.load(_shown(workspace / "dvc.yaml")).content.get("stages", {})
+    declared = Document.load(_shown(workspace / "dvc.yaml")).mapping("stages")
     for module in pkgutil.iter_modules(stages.__path__):
         if module.name in declared:
             importlib.import_module(f"pipeline.stages.{module.name}").read_params(document)

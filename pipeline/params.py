@@ -45,6 +45,8 @@ class Document:
             raise UserError(f"{path}: is not YAML: {where}{_one_line(error.problem or error)}") from None
         except (YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: is not YAML: {_one_line(error)}") from None
+        except (ValueError, KeyError, RecursionError) as error:  # what ruamel's constructors stumble over
+            raise UserError(f"{path}: has a value that YAML does not allow ({_one_line(error)})") from None
         if not isinstance(content, dict):
             raise UserError(f"{path}: found {_describe(content)}, needed a mapping of sections")
         return cls(content, str(path))
@@ -87,11 +89,11 @@ class Document:
         try:
             return typing.cast(T, into(**values))
         except ValueError as error:  # a __post_init__ begins its sentence with the field's name
-            raise UserError(f"{self.name}: {key}.{error}") from None
+            raise UserError(f"{self.name}: {key}.{_one_line(error)}") from None
 
     def error(self, key: str, sentence: str) -> UserError:
         """A UserError about the value at the dotted `key`."""
-        return UserError(f"{self.name}: {key} {sentence}")
+        return UserError(f"{self.name}: {_one_line(key)} {_one_line(sentence)}")
 
     def _convert(self, key: str, value: Any, hint: Any) -> Any:
         origin, arguments = get_origin(hint), get_args(hint)
@@ -101,8 +103,9 @@ class Document:
             (inner,) = [argument for argument in arguments if argument is not type(None)]
             return self._convert(key, value, inner)
         if origin is Literal:
-            if value in arguments and not isinstance(value, bool):
-                return value
+            for argument in arguments:
+                if type(value) is type(argument) and value == argument:  # 1.0 and true equal 1, and are not it
+                    return argument
             raise self.error(key, f"is {value!r}; {nearest(str(value), map(str, arguments))}")
         if origin is tuple and isinstance(value, list):
             return tuple(self._convert(f"{key}[{i}]", item, arguments[0]) for i, item in enumerate(value))
@@ -146,6 +149,6 @@ def _describe(value: Any) -> str:
         case list():
             return "a list"
         case str():
-            return f"the text '{value}'"
+            return f"the text {value!r}"
         case _:
             return str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import socket
 import subprocess
 import threading
@@ -54,6 +55,21 @@ def test_a_misspelt_setting_of_any_stage_is_named(workspace: Path) -> None:
     check = finding(workspace, "settings")
     assert check.status == "missing"
     assert check.found == "params.yaml: augment.images_per_clas is not a setting; did you mean 'images_per_class'?"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("dvc.yaml", "stages:\n", "dvc.yaml: stages found nothing, needed a mapping"),
+        ("dvc.yaml", "vars: []\n", "dvc.yaml: stages is missing; needed this section"),
+        ("params.yaml", None, "params.yaml: train found nothing, needed a mapping"),
+    ],
+)
+def test_a_section_that_is_no_mapping_is_named(workspace: Path, file: str, content: str | None, sentence: str) -> None:
+    settings = re.sub(r"(?m)^train:\n(( .*)?\n)*", "train:\n", (workspace / file).read_text())
+    (workspace / file).write_text(content or settings)
+    check = finding(workspace, "settings")
+    assert (check.status, check.found) == ("missing", sentence)
 
 
 @pytest.mark.parametrize(("missing", "mend"), [(".git", "git init"), (".dvc", "dvc init")])

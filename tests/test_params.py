@@ -24,6 +24,7 @@ class Settings:
     images: int
     rate: float = 0.1
     kind: Literal["minimax", "hinge"] = "hinge"
+    channels: Literal[1, 3] = 3
     path: str | None = None
     fractions: tuple[float, ...] = ()
     per_class: dict[str, int] = field(default_factory=dict)
@@ -78,6 +79,11 @@ train:
         ("train: {images: 1, rate: .nan}", "train.rate is nan; needed a number"),
         (f"train: {{images: 1, rate: {10**400}}}", f"train.rate is {10**400}; needed a number"),
         ("train: {images: 1, kind: hing}", "train.kind is 'hing'; did you mean 'hinge'?"),
+        ("train: {images: 1, kind: 'a\nb'}", "train.kind is 'a b'; needed one of hinge, minimax"),
+        ("train: {images: 1, channels: 1.0}", "train.channels is 1.0; needed one of 1, 3"),
+        ("train: {images: 1, channels: true}", "train.channels is True; needed one of 1, 3"),
+        ('train: {images: 1, rate: "a\\nb"}', r"train.rate is the text 'a\nb'; needed a number"),
+        ('train: {images: 1, "pa\\nth": 1}', "train.pa th is not a setting; did you mean 'path'?"),
         ("train: {images: 1, flip: 1}", "train.flip is 1; needed true or false"),
         ("train: {images: 1, path: 3}", "train.path is 3; needed text"),
         ("train: {images: 1, fractions: 0.5}", "train.fractions is 0.5; needed a list, each item a number"),
@@ -103,6 +109,10 @@ def test_a_mistake_is_named_with_its_key_and_its_mend(text: str, sentence: str, 
         ("train:\n\timages: 1", "is not YAML: line 2: found character that cannot start any token"),
         ("train: {images: 1}\ntrain: {images: 2}", 'is not YAML: line 2: found duplicate key "train" with value'),
         ("\0", "is not YAML: unacceptable character"),
+        ("a: 2020-13-45", "has a value that YAML does not allow (month must be in 1..12"),
+        ("a: ._", "has a value that YAML does not allow (could not convert string to float"),
+        ("a: !!bool abc", "has a value that YAML does not allow ('abc')"),
+        (f"a: {'1' * 5000}", "has a value that YAML does not allow (Exceeds the limit"),
     ],
 )
 def test_a_file_that_is_no_mapping_is_refused_in_one_line(text: str, sentence: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pipeline.running import read_run_settings
 
 def read_params(document: Document) -> str | None:
     """`train.warm_start`: a branch, tag or commit whose model is trained on; null where training begins afresh."""
-    found = document.content.get("train", {}).get("warm_start")
+    found = document.mapping("train").get("warm_start")
     if found is not None and (not isinstance(found, str) or not found or found.startswith("-")):
         raise document.error("train.warm_start", f"is {found!r}; needed a branch, tag or commit, or null")
     return found

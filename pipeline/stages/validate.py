@@ -42,7 +42,7 @@ def run(document: Document, which: Literal["real", "synthetic"]) -> None:
     if which == "real":
         suite = suites.real_suite(params, classes)
     else:  # with other counts there are other rows: the manifest tells DVC
-        unequal = document.content.get("augment", {}).get("class_counts")
+        unequal = document.mapping("augment").get("class_counts")
         suite = suites.synthetic_suite(params, classes, balanced=not unequal)
     report = check(suites.with_counts(manifest, classes), suite)
     with atomic_folder(target / "docs") as docs:

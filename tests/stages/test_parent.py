@@ -94,6 +94,12 @@ def test_what_cannot_be_a_revision_is_refused(value: object) -> None:
         parent.read_params(Document({"train": {"warm_start": value}}))
 
 
+@pytest.mark.parametrize("section", [None, [], "afresh"])
+def test_a_section_that_is_no_mapping_is_refused(section: object) -> None:
+    with pytest.raises(UserError, match=r"^params\.yaml: train found .*, needed a mapping$"):
+        parent.read_params(Document({"train": section}))
+
+
 def test_a_model_that_is_nowhere_is_named(first: str) -> None:
     _do("git", "rm", "--quiet", "-f", f"{paths.TRAINING}.dvc")
     _do("git", "-c", "user.name=a", "-c", "user.email=a@localhost", "commit", "--quiet", "-m", "none")

@@ -16,7 +16,7 @@ from pipeline.imageset.manifest import write_manifest
 from pipeline.params import Document
 from pipeline.stages import validate
 
-DOCUMENT = Document({"validate": {"min_images": 30, "min_images_per_class": 5}})
+DOCUMENT = Document({"validate": {"min_images": 30, "min_images_per_class": 5}, "augment": {}})
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +106,12 @@ def test_what_is_not_parquet_is_a_users_mistake() -> None:
     Path("out/real/manifest.parquet").write_text("split,label\n")
     with pytest.raises(UserError, match=r"^out/real/manifest.parquet: is not Parquet"):
         validate.run(DOCUMENT, "real")
+
+
+def test_a_section_that_is_no_mapping_is_named() -> None:
+    write("synthetic")
+    with pytest.raises(UserError, match=r"^params\.yaml: augment found nothing, needed a mapping$"):
+        validate.run(Document({**DOCUMENT.content, "augment": None}), "synthetic")
 
 
 def test_a_setting_that_makes_no_sense_is_named_before_anything_is_read() -> None:
