@@ -29,6 +29,14 @@ def test_every_section_of_a_recipe_is_accepted(name: str, tmp_path: Path) -> Non
     assert document.content["publish"]["name"] == name
 
 
+def test_a_file_that_is_not_utf8_is_kept_too(tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_bytes(b"# caf\xe9\n")
+    with pytest.raises(UserError, match="was edited by hand and is kept; needed --force"):
+        recipes.use("mnist", params)
+    assert params.read_bytes() == b"# caf\xe9\n"
+
+
 def test_a_ready_file_is_replaced_and_an_edited_one_is_kept_unless_forced(tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
     recipes.use("digits", params)

@@ -12,14 +12,15 @@ _FOLDER = Path(__file__).parent
 
 def titles() -> dict[str, str]:
     """What each recipe is for, by name."""
-    return {path.stem: path.read_text().splitlines()[0].lstrip("# ") for path in sorted(_FOLDER.glob("*.yaml"))}
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(_FOLDER.glob("*.yaml"))}
+    return {name: text.splitlines()[0].lstrip("# ") for name, text in texts.items()}
 
 
 def use(name: str, target: Path, *, force: bool = False) -> None:
     """Make the recipe the file `target`. UserError when `target` was edited by hand, unless `force`."""
-    texts = {path.stem: path.read_text() for path in _FOLDER.glob("*.yaml")}
+    texts = {path.stem: path.read_bytes() for path in _FOLDER.glob("*.yaml")}
     if name not in texts:
         raise UserError(f"'{name}' is not a recipe; {nearest(name, texts)}")
-    if target.exists() and target.read_text() not in texts.values() and not force:
+    if target.exists() and target.read_bytes() not in texts.values() and not force:
         raise UserError(f"{target}: was edited by hand and is kept; needed --force to overwrite it with '{name}'")
-    write_atomically(target, texts[name].encode())
+    write_atomically(target, texts[name])
