@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -18,7 +19,11 @@ from typing import IO
 from pipeline.errors import UserError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, zlib.error, lzma.LZMAError)
+# The last three are what zipfile stumbles over in names and fields that it does not look at first.
+_DAMAGE = (
+    *(zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, zlib.error, lzma.LZMAError),
+    *(ValueError, IndexError, struct.error),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,13 @@ def test_what_is_no_png_is_refused(data: bytes) -> None:
         png.decode(data, (1, 8, 8))
 
 
+def test_an_empty_colour_profile_past_the_pixels_is_damage() -> None:
+    pixels = chunk(b"IDAT", zlib.compress(bytes(72)))
+    data = SIGNATURE + header(8, 8) + pixels + chunk(b"iCCP", b"") + chunk(b"IEND", b"")
+    with pytest.raises(ValueError, match="is a damaged PNG image"):
+        png.decode(data, (1, 8, 8))
+
+
 @given(st.integers(0, 150), st.binary(max_size=8), st.booleans())
 def test_damage_is_refused_or_gives_an_image_of_the_shape(at: int, junk: bytes, cut: bool) -> None:
     data = png.encode(GREY)

@@ -3,11 +3,15 @@ from __future__ import annotations
 import io
 import stat
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.sources.archive import open_archive
@@ -99,6 +103,25 @@ def test_what_is_no_archive_is_said_in_one_sentence(tmp_path: Path, name: str, c
     sentence = r"^a[.\w]+: cannot be read as the archive that its name promises \([^\n]+\)$"
     with pytest.raises(UserError, match=sentence), open_archive(tmp_path / name, name):
         pass
+
+
+def test_a_name_that_is_not_the_utf8_it_says_is_refused(tmp_path: Path) -> None:
+    file = zip_of(tmp_path / "a.zip", ["cat/é.png"])
+    file.write_bytes(file.read_bytes().replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(UserError, match=r"^a\.zip: cannot be read as the archive"), open_archive(file, "a.zip"):
+        pass
+
+
+@given(st.integers(0, 400), st.binary(min_size=1, max_size=4))
+def test_a_damaged_zip_gives_entries_or_a_sentence(at: int, junk: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = zip_of(Path(folder, "a.zip"), ["cat/1", "dog/é"])
+        content = file.read_bytes()
+        file.write_bytes(content[:at] + junk + content[at + len(junk) :])
+        with suppress(UserError), open_archive(file, "a.zip") as entries:
+            for entry in entries:
+                with suppress(ValueError):
+                    entry.read()
 
 
 @pytest.mark.parametrize("cut", [1, 100, 512, 700, 1024])
