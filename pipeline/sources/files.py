@@ -8,15 +8,16 @@ import re
 import shutil
 import stat
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset.files import sha256_file
+from pipeline.paths import INVENTORY
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
@@ -30,7 +31,13 @@ Identity = Mapping[str, int | str]
 
 
 class Place(Protocol):
-    """Where files are. Raises UserError where there is no such place, FailedError where it cannot be read."""
+    """Where files are. Raises UserError where there is no such place, FailedError where it cannot be read.
+
+    `name` is that of the only file, None where there may be many; `digest` is what its identities have beside `bytes`.
+    """
+
+    name: str | None
+    digest: str
 
     def inventory(self, keep: Callable[[str], bool]) -> dict[str, Identity]:
         """Every file below whose path (relative, with "/") is to be kept, in the order of the paths."""
@@ -51,6 +58,32 @@ def check_url(url: str) -> None:
 def place_of(url: str, *, single: bool) -> Place:
     """The place that `url` names: all files below it, or just the one it is."""
     return Bucket(url, single=single) if url.startswith("s3://") else Folder(Path(url), single=single)
+
+
+def listed(inventory: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    """The files of an inventory. Raises UserError where it is not whole, or not one of such a place."""
+    files = inventory.get("files")
+    if (
+        not isinstance(files, dict)
+        or (place.name is not None and list(files) != [place.name])
+        or any(not isinstance(file, dict) or file.keys() != {"bytes", place.digest} for file in files.values())
+    ):
+        raise another_inventory()
+    return files
+
+
+def another_inventory() -> UserError:
+    """What to say when an inventory is not of what the section `source` describes now."""
+    return UserError(f"{INVENTORY}: is not that of source.url; needed 'forgeline stage source' again")
+
+
+def check_utf8(name: str, paths: Collection[str]) -> None:
+    """Raise UserError when one of the paths below `name` is no text."""
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{name}: the name {path!r} is not UTF-8; needed one that is") from None
 
 
 def is_hidden(path: str) -> bool:
@@ -77,6 +110,8 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Ge
 class Folder:
     """A folder of this machine and all folders below it, or one file. Links are followed."""
 
+    digest = "sha256"
+
     def __init__(self, root: Path, *, single: bool) -> None:
         self.root = root.parent if single else root
         self.name = root.name if single else None
@@ -96,6 +131,8 @@ class Folder:
 
     def _identity(self, path: str) -> Identity:
         file = self.root / path
+        if file.is_symlink() and not file.exists():
+            raise UserError(f"{file}: is a link to nothing; needed a file")
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{file}: is a pipe, socket or device; needed a regular file")
@@ -117,6 +154,8 @@ class Folder:
 
 class Bucket:
     """The objects of S3 whose keys begin with a prefix, or one object. AWS_ENDPOINT_URL_S3 is honoured."""
+
+    digest = "etag"
 
     def __init__(self, url: str, *, single: bool) -> None:
         self.url = url.rstrip("/")

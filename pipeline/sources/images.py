@@ -25,7 +25,16 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.sources.archive import SUFFIXES, Entry, open_archive
-from pipeline.sources.files import READERS, check_url, in_order, is_hidden, place_of
+from pipeline.sources.files import (
+    READERS,
+    another_inventory,
+    check_url,
+    check_utf8,
+    in_order,
+    is_hidden,
+    listed,
+    place_of,
+)
 from pipeline.sources.picture import picture_suffixes
 from pipeline.sources.source import SPLIT_NAMES, RawImage, Reading, Split
 
@@ -68,7 +77,9 @@ class Source:
 
     @contextmanager
     def read(self, inventory: Mapping[str, Any]) -> Iterator[Reading]:
-        files = inventory["files"]
+        files = listed(inventory, self.place)
+        if self.is_archive == ("classes" in inventory):  # which only folders have: url was another when it was taken
+            raise another_inventory()
         if self.is_archive:
             ((path, identity),) = files.items()
             with (
@@ -118,11 +129,7 @@ def arrange(name: str, paths: Collection[str]) -> tuple[list[str], dict[str, Spo
     """
     if not paths:
         raise UserError(f"{name}: is empty; needed pictures, flat or in class folders")
-    for path in paths:
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{name}: the name {path!r} is not UTF-8; needed one that is") from None
+    check_utf8(name, paths)
     spots = _spots(name, paths)
     classes = {label for label, _ in spots.values() if label is not None}
     as_numbers = all(label.isdecimal() for label in classes)

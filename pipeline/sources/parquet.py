@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError, nearest
-from pipeline.sources.files import check_url, is_hidden, place_of
+from pipeline.sources.files import check_url, check_utf8, is_hidden, listed, place_of
 from pipeline.sources.source import SPLIT_NAMES, RawImage, Reading, Split
 
 _BATCH_ROWS = 64
@@ -57,14 +57,14 @@ class Source:
         files = self.place.inventory(lambda path: path.endswith(".parquet") and not is_hidden(path))
         if not files:
             raise UserError(f"{self.name}: has no Parquet files; needed shards such as train-00000-of-00001.parquet")
+        check_utf8(self.name, files)
         return {"kind": "parquet", "files": files}
 
     @contextmanager
     def read(self, inventory: Mapping[str, Any]) -> Iterator[Reading]:
         with TemporaryDirectory() as folder:
-            fetched = [
-                (path, self.place.fetch(path, identity, Path(folder))) for path, identity in inventory["files"].items()
-            ]
+            files = listed(inventory, self.place)
+            fetched = [(path, self.place.fetch(path, identity, Path(folder))) for path, identity in files.items()]
             shards = [self._open(path, file) for path, file in fetched]
             classes = _classes(self.name, shards)
             yield Reading(
@@ -94,7 +94,7 @@ class Source:
                 file=file,
                 split=_split(path),
                 rows=parquet.metadata.num_rows,
-                names=_names(schema, labels) if pa.types.is_integer(kind) else None,
+                names=_names(where, schema, labels) if pa.types.is_integer(kind) else None,
                 labels=frozenset(parquet.read([labels])[labels].unique().to_pylist()) - {None},
             )
 
@@ -147,13 +147,16 @@ def _classes(name: str, shards: Sequence[_Shard]) -> tuple[str, ...]:
     return names if names is not None else tuple(map(str, needed))
 
 
-def _names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+def _names(where: str, schema: pa.Schema, column: str) -> tuple[str, ...] | None:
     """The class names that the `huggingface` metadata gives the labels in `column`."""
     try:
         feature = json.loads(schema.metadata[b"huggingface"])["info"]["features"][column]
-        return tuple(feature["names"]) if feature["_type"] == "ClassLabel" else None
+        names = feature["names"] if feature["_type"] == "ClassLabel" else None
     except (TypeError, KeyError, ValueError):  # no metadata, or somebody else's
         return None
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"{where} has the class names {names!r:.99} in its metadata; needed a list of texts")
+    return names if names is None else tuple(names)
 
 
 def _split(path: str) -> Split | None:

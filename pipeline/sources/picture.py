@@ -52,7 +52,8 @@ def load_picture(data: bytes | NDArray[np.uint8], *, image_size: int | None, cha
     with original:
         width, height = original.size
         if width * height > max_pixels:
-            raise ValueError(f"is {width:,}×{height:,} pixels by its header; ingest.max_pixels is {max_pixels:,}")
+            said = f"is {width:,}×{height:,} pixels by its header"
+            raise ValueError(f"{said}; needed at most {max_pixels:,} in all (of a source: ingest.max_pixels)")
         mode = original.mode
         try:
             upright = _plain(original, "L" if channels == 1 else "RGB")

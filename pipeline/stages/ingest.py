@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from pipeline import paths
 from pipeline.errors import FailedError, UserError, nearest
 from pipeline.imageset import Row, write_imageset
 from pipeline.imageset.files import atomic_folder, scratch_file, write_atomically
+from pipeline.imageset.imageset import check_classes
 from pipeline.imageset.layout import MAX_IMAGE_SIZE, content_hash
 from pipeline.imageset.manifest import write_manifest
 from pipeline.imageset.subset import stratified_fraction
@@ -126,9 +128,13 @@ def run(document: Document) -> None:
 def _inventory(source: Source) -> dict[str, Any]:
     kind = source.about["kind"]
     try:
-        inventory: dict[str, Any] = json.loads(paths.INVENTORY.read_bytes())
+        inventory = json.loads(paths.INVENTORY.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{paths.INVENTORY}: is not there; needed 'forgeline stage source' before") from None
+    except ValueError:
+        inventory = None
+    if not isinstance(inventory, dict) or "kind" not in inventory:
+        raise UserError(f"{paths.INVENTORY}: is not an inventory; needed 'forgeline stage source' again")
     if inventory["kind"] != kind:
         raise UserError(
             f"{paths.INVENTORY}: is of kind '{inventory['kind']}', source.kind is '{kind}'; needed 'forgeline stage "
@@ -210,6 +216,7 @@ def collect(source: Source, inventory: Mapping[str, Any], params: Params, spool:
             return raw, str(error)
 
     with without_pillows_own_limit(), source.read(inventory) as reading:
+        _check_names(source.name, reading.classes)
         labels = {name: label for label, name in enumerate(reading.classes)}
         counted = progress(reading.images, "ingest", reading.count, "images")
         for raw, picture in in_order(load, counted, _DECODERS):
@@ -239,6 +246,17 @@ def collect(source: Source, inventory: Mapping[str, Any], params: Params, spool:
         harmless=harmless,
         resized=resized,
     )
+
+
+def _check_names(name: str, classes: Sequence[str]) -> None:
+    """Raise UserError where an ImageSet could not hold the class names, or a figure not show them."""
+    for label in classes:
+        if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", label):
+            raise UserError(f"{name}: the class name {label!r} has a control character; needed one without")
+    try:
+        check_classes(classes)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def split_by_content(

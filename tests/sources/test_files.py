@@ -54,6 +54,12 @@ def test_a_pipe_is_refused_and_not_waited_for(folder: Path) -> None:
         place_of(str(folder), single=False).inventory(every)
 
 
+def test_a_link_to_nothing_is_refused(folder: Path) -> None:
+    (folder / "b" / "link.bin").symlink_to(folder / "absent")
+    with pytest.raises(UserError, match=r"raw/b/link\.bin: is a link to nothing; needed a file$"):
+        place_of(str(folder), single=False).inventory(every)
+
+
 @pytest.mark.parametrize("single", [False, True])
 def test_a_place_that_is_not_there_is_named(tmp_path: Path, single: bool) -> None:
     with pytest.raises(UserError, match=r"absent: is not there; needed"):

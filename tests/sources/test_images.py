@@ -204,6 +204,25 @@ def test_only_what_the_inventory_lists_is_read(folder: Path) -> None:
         assert "cat/new.png" not in {raw.path for raw in reading.images}
 
 
+def test_an_inventory_that_is_not_of_this_place_is_refused(folder: Path, tmp_path: Path) -> None:
+    archive = shutil.make_archive(str(tmp_path / "set"), "zip", folder)
+    other = shutil.copy(archive, tmp_path / "other.zip")
+    taken = {url: Source(Config(url=str(url))).inventory() for url in (folder, archive)}
+    for url, inventory in (
+        (archive, taken[folder]),
+        (folder, taken[archive]),
+        (other, taken[archive]),
+        ("s3://bucket/photos", taken[folder]),
+        (folder, {"kind": "images", "classes": ["cat"]}),
+        (folder, {"kind": "images", "classes": ["cat"], "files": {"cat/1.png": {"bytes": 1}}}),
+    ):
+        with pytest.raises(UserError) as error, Source(Config(url=str(url))).read(inventory):
+            pass
+        assert str(error.value) == (
+            "out/inventory.json: is not that of source.url; needed 'forgeline stage source' again"
+        )
+
+
 @pytest.mark.parametrize("archive", [False, True], ids=["folder", "archive"])
 def test_a_change_after_the_inventory_is_named(folder: Path, tmp_path: Path, archive: bool) -> None:
     url = Path(shutil.make_archive(str(tmp_path / "set"), "zip", folder)) if archive else folder

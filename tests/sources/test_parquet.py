@@ -200,6 +200,25 @@ def test_other_columns_than_needed_are_named(tmp_path: Path, table: pa.Table, se
     assert sentence in str(error.value)
 
 
+@pytest.mark.parametrize("names", [[1, 2], "ab", {"0": "a"}])
+def test_class_names_that_are_no_list_of_texts_are_refused(tmp_path: Path, names: Any) -> None:
+    write(tmp_path / "train.parquet", [0, 1], names=names)
+    with pytest.raises(UserError, match=r": train\.parquet has the class names .* in its metadata; needed a list of"):
+        read(tmp_path)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", [0]).rename(tmp_path / b"\xff.parquet".decode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=r"the name '\\udcff\.parquet' is not UTF-8; needed one that is"):
+        read(tmp_path)
+
+
+def test_an_inventory_that_is_not_of_this_place_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", [0])
+    with pytest.raises(UserError, match="needed 'forgeline stage source' again"):
+        Source(Config(url=str(tmp_path))).read({"kind": "parquet"}).__enter__()
+
+
 def test_files_with_other_class_names_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", [0], names=["cat", "dog"])
     write(tmp_path / "test.parquet", [0], names=["dog", "cat"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -315,7 +316,8 @@ REASONS = {
     "cat/cut.jpg": "is a damaged JPEG picture (image file is truncated",
     "cat/text.png": "is no picture that can be read",
     "dog/zero.png": "is 0 bytes long",
-    "dog/bomb.png": "is 50,000×1,000 pixels by its header; ingest.max_pixels is 40,000,000",
+    "dog/bomb.png": "is 50,000×1,000 pixels by its header; needed at most 40,000,000 in all (of a source: "
+    "ingest.max_pixels)",
 }
 
 
@@ -348,7 +350,8 @@ def test_too_many_bad_files_fail_and_are_listed(spoilt: Path) -> None:
         f"{spoilt}: 4 of 28 files (14.3%) are bad, ingest.max_bad_fraction is 0.1: "
         "cat/cut.jpg is a damaged JPEG picture (image file is truncated (some bytes not processed)); "
         "cat/text.png is no picture that can be read (PNG, JPEG, GIF, BMP, TIFF, WEBP, PPM); "
-        "dog/bomb.png is 50,000×1,000 pixels by its header; ingest.max_pixels is 40,000,000; "
+        "dog/bomb.png is 50,000×1,000 pixels by its header; needed at most 40,000,000 in all (of a source: "
+        "ingest.max_pixels); "
         "out/quarantine.json lists all of them"
     )
     assert json.loads(Path("out/quarantine.json").read_bytes())["bad"].keys() == BAD.keys()
@@ -434,12 +437,37 @@ def test_an_inventory_of_another_source_or_none_is_named(photos: Path) -> None:
         ingest.run(document)
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_what_is_no_inventory_is_named(photos: Path, content: str) -> None:
+    Path("out").mkdir()
+    Path("out/inventory.json").write_text(content)
+    with pytest.raises(
+        UserError, match=r"^out/inventory\.json: is not an inventory; needed 'forgeline stage source' a"
+    ):
+        ingest.run(Document({"source": {"kind": "images", "url": str(photos)}, "ingest": {"image_size": 8}}))
+
+
+def test_a_class_name_that_no_figure_can_show_is_named(photos: Path) -> None:
+    (photos / "cat").rename(photos / "cat\n")
+    with pytest.raises(UserError, match=r": the class name 'cat\\n' has a control character; needed one without$"):
+        run(photos)
+
+
+def test_an_empty_class_name_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [b"", b""], "label": ["", "a"]}), tmp_path / "train.parquet")
+    document = Document({"source": {"kind": "parquet", "url": str(tmp_path)}, "ingest": {"image_size": 8}})
+    source.run(document)
+    with pytest.raises(UserError, match=r": classes is \['', 'a'\]; needed one or more different names$"):
+        ingest.run(document)
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"image_size": 0}, "ingest.image_size is 0; needed 1 to 4096"),
         ({"image_size": 5000}, "ingest.image_size is 5000; needed 1 to 4096"),
         ({"image_size": 8, "channels": 4}, "ingest.channels is 4; needed one of 1, 3"),
+        ({"image_size": 8, "channels": 1.0}, "ingest.channels is 1.0; needed one of 1, 3"),
         ({"image_size": 8, "test_fraction": 0}, "ingest.test_fraction is 0.0; needed between 0 and 1"),
         (
             {"image_size": 8, "test_fraction": 0.5, "validation_fraction": 0.5},
