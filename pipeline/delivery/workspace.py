@@ -71,12 +71,12 @@ def publish_workspace(
     The params of the version are those that dvc.lock has of each stage, not what params.yaml has become since. Raises
     UserError when outputs are missing or have changed since another stage read them, FailedError when the set harms.
     """
-    documents = {f"{title}.json": _read(workspace / path) for title, path in _REPORTS.items()}
-    documents[_LOCK.name] = _read(workspace / _LOCK)
-    weights = _read(workspace / paths.MODEL / "weights.safetensors")
-    stages = Document.load(workspace / _LOCK).content.get("stages", {})
+    documents = {f"{title}.json": read_output(workspace / path) for title, path in _REPORTS.items()}
+    documents[_LOCK.name] = read_output(workspace / _LOCK)
+    weights = read_output(workspace / paths.MODEL / "weights.safetensors")
+    stages = Document.load(workspace / _LOCK).mapping("stages")
     images = ImageSet.open(workspace / paths.SYNTHETIC / paths.IMAGESET)
-    reports = {title: _parse(documents[f"{title}.json"], workspace / path) for title, path in _REPORTS.items()}
+    reports = {title: parse_report(documents[f"{title}.json"], workspace / path) for title, path in _REPORTS.items()}
     model = hashlib.sha256(weights + documents["model.json"]).hexdigest()
     if (images.generator or {}).get("model_sha256") != model:
         raise UserError(f"{images.root}: was drawn by another model than {workspace / paths.MODEL}; {_AGAIN}")
@@ -108,14 +108,16 @@ def open_workspace_store(workspace: Path, url: str) -> Store:
     return open_store(url if "://" in url else str(workspace / url))
 
 
-def _read(path: Path) -> bytes:
+def read_output(path: Path) -> bytes:
+    """What a stage wrote. Raises UserError where it is not there."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: is not there; {_AGAIN}") from None
 
 
-def _parse(data: bytes, path: Path) -> dict[str, Any]:
+def parse_report(data: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object in `data`, which are of `path`. Raises UserError where they are none."""
     try:
         content = json.loads(data, parse_constant=lambda word: None)  # a NaN is nothing that was measured
     except ValueError:

@@ -38,13 +38,15 @@ class Judges:
         """Read out/features. Raises UserError when there is none, FailedError when a file is another than written."""
         try:
             about = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            hashes = {file: about["classifiers"][file]["sha256"] for file in (EXTRACTOR, FILTER, *JUDGES)}
         except FileNotFoundError:
             raise UserError(f"{folder / INDEX}: not found; needed the judges that the features stage trains") from None
+        except (ValueError, KeyError, TypeError):
+            raise FailedError(f"{folder / INDEX}: is not whole; needed what the features stage writes") from None
         loaded = {}
-        for file in (EXTRACTOR, FILTER, *JUDGES):
+        for file, needed in hashes.items():
             loaded[file] = load(folder / file)
-            needed, found = about["classifiers"][file]["sha256"], sha256_file(folder / file)
-            if found != needed:
+            if (found := sha256_file(folder / file)) != needed:
                 raise FailedError(f"{folder / file}: has the sha256 {found}; needed {needed} as in {INDEX}")
         return cls(
             extractor=loaded[EXTRACTOR],

@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline import paths
-from pipeline.delivery.workspace import drawn, headline, secrecy
-from pipeline.errors import UserError
+from pipeline.delivery.workspace import drawn, headline, parse_report, read_output, secrecy
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import write_atomically
 from pipeline.report.figures import curves
@@ -94,16 +92,13 @@ def _content(workspace: Path) -> dict[str, Any]:
 
 
 def _json(workspace: Path, path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((workspace / path).read_bytes()))
-    except FileNotFoundError:
-        raise UserError(f"{path}: is not there; needed what all stages wrote, run 'dvc repro' first") from None
+    return parse_report(read_output(workspace / path), workspace / path)
 
 
 def _gaps(workspace: Path, utility: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The classes that the judges see least well in the set, worst first, with what they gain from it."""
-    with (workspace / _FIGURES / "per_class.csv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["agreement"]]
+    table = read_output(workspace / _FIGURES / "per_class.csv").decode()
+    rows = [row for row in csv.DictReader(io.StringIO(table, newline="")) if row["agreement"]]
     gains = utility["rows"][0]["class_gain_over_real_long"]
     rows.sort(key=lambda row: float(row["agreement"]))
     return [
@@ -117,7 +112,7 @@ def _params(workspace: Path) -> dict[str, dict[str, Any]]:
     from pipeline.params import Document
 
     lock = workspace / "dvc.lock"
-    stages = Document.load(lock).content.get("stages", {}) if lock.is_file() else {}
+    stages = Document.load(lock).mapping("stages") if lock.is_file() else {}
     found = {
         name: {key: value for file in stage.get("params", {}).values() for key, value in file.items()}
         for name, stage in stages.items()

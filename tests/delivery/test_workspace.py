@@ -234,6 +234,12 @@ def test_a_broken_report_is_named(workspace: Path) -> None:
         publish_workspace(workspace, "releases", "digits")
 
 
+def test_a_lock_without_stages_is_named(workspace: Path) -> None:
+    write(workspace / "dvc.lock", b"schema: '2.0'\nstages:\n")
+    with pytest.raises(UserError, match=r"dvc\.lock: stages found nothing, needed a mapping$"):
+        publish_workspace(workspace, "releases", "digits")
+
+
 def test_the_commit_is_in_the_lineage(workspace: Path) -> None:
     def git(*words: str) -> str:
         identity = ("-c", "user.name=a", "-c", "user.email=a@b")

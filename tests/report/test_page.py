@@ -175,11 +175,34 @@ def test_equal_outputs_give_an_equal_page(workspace: Path) -> None:
     assert (workspace / write_report(workspace)).read_text() == page(workspace)
 
 
-@pytest.mark.parametrize("path", [paths.UTILITY / "utility.json", paths.EVALUATION / "synthetic" / "metrics.json"])
+SYNTHETIC = paths.EVALUATION / "synthetic"
+
+
+@pytest.mark.parametrize(
+    "path", [paths.UTILITY / "utility.json", SYNTHETIC / "metrics.json", SYNTHETIC / "figures" / "per_class.csv"]
+)
 def test_before_evaluation_it_says_what_is_missing(workspace: Path, path: Path) -> None:
     (workspace / path).unlink()
     with pytest.raises(
-        UserError, match=rf"^{path}: is not there; needed what all stages wrote, run 'dvc repro' first$"
+        UserError, match=rf"^{workspace / path}: is not there; needed what all stages wrote, run 'dvc repro' first$"
     ):
         write_report(workspace)
     assert not (workspace / paths.OUT / "report.html").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]"])
+@pytest.mark.parametrize(
+    "path", [paths.MODEL / "model.json", SYNTHETIC / "metrics.json", paths.UTILITY / "utility.json"]
+)
+def test_what_no_stage_wrote_is_named(workspace: Path, path: Path, content: str) -> None:
+    (workspace / path).write_text(content)
+    with pytest.raises(
+        UserError, match=rf"{path}: is not a JSON object; needed what all stages wrote, run 'dvc repro'"
+    ):
+        write_report(workspace)
+
+
+def test_a_lock_without_stages_is_named(workspace: Path) -> None:
+    (workspace / "dvc.lock").write_text("schema: '2.0'\nstages:\n")
+    with pytest.raises(UserError, match=r"dvc\.lock: stages found nothing, needed a mapping$"):
+        write_report(workspace)

@@ -118,6 +118,13 @@ def test_judges_that_were_never_trained_are_missed_in_one_sentence(tmp_path: Pat
         Judges.load(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"classifiers": {"extractor.safetensors": {}}}'])
+def test_an_index_that_is_not_whole_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "features.json").write_text(content)
+    with pytest.raises(FailedError, match=r"features\.json: is not whole; needed what the features stage writes$"):
+        Judges.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
