@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import sys
 from importlib.util import find_spec
@@ -16,6 +17,9 @@ from typing import Any
 import click
 
 from pipeline.errors import ForgelineError, end, nearest, of_system
+
+_SEEDS = click.IntRange(0, 2**32 - 1)
+_DAYS = click.FloatRange(0, 36_500)
 
 
 class Commands(click.Group):
@@ -27,6 +31,13 @@ class Commands(click.Group):
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             raise click.UsageError(f"'{args[0]}' is not a command; {nearest(args[0], self.commands)}")
         return super().resolve_command(ctx, args)
+
+
+def _said(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """For a text which may be left out, and is not nothing where it is given."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("found nothing, needed a text.")
+    return value
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -84,10 +95,11 @@ def stage(name: str, which: str | None) -> None:
     from pipeline import paths, starters
     from pipeline.params import Document
 
-    graph = Document.load(Path("dvc.yaml")).content["stages"]
+    document = Document.load(Path("dvc.yaml"))
+    graph = document.mapping("stages")
     if name not in graph:
         raise click.UsageError(f"'{name}' is not a stage of dvc.yaml; {nearest(name, graph)}")
-    choices = graph[name].get("matrix", {}).get("which", [])
+    choices = document.mapping(f"stages.{name}").get("matrix", {}).get("which", [])
     if which not in (choices or [None]):
         needed = f"one of {', '.join(choices)}" if choices else "nothing"
         raise click.UsageError(f"stage '{name}' found {which or 'nothing'} after it, needed {needed}")
@@ -100,7 +112,7 @@ def stage(name: str, which: str | None) -> None:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--count", type=click.IntRange(min=1), default=100, show_default=True, help="How many images.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A .png for one grid, else a new folder.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=_SEEDS, default=0, show_default=True)
 @click.option("--spread", type=float, default=1.0, show_default=True, help="Latent spread beyond training's 1.")
 @click.option("--sources", type=click.Path(path_type=Path), help="An ImageSet whose test images a cyclegan translates.")
 def sample(model: Path, count: int, out: Path, seed: int, spread: float, sources: Path | None) -> None:
@@ -120,7 +132,7 @@ def sample(model: Path, count: int, out: Path, seed: int, spread: float, sources
 @click.option("--weights", metavar="FILE", help="The extractor's, where they cannot be downloaded.")
 @click.option("--weights-sha256", metavar="HEX", help="What FILE must have.")
 @click.option("--max-images", type=click.IntRange(min=2), default=10_000, show_default=True, help="Drawn of more.")
-@click.option("--seed", type=click.IntRange(min=0), default=2, show_default=True)
+@click.option("--seed", type=_SEEDS, default=2, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="For programs: as metrics.json has it.")
 def evaluate(
     images: str, real: str, split: str | None, max_images: int, seed: int, as_json: bool, **extractor: str | int | None
@@ -146,7 +158,7 @@ def evaluate(
 
 @forgeline.command()
 @click.argument("url", required=False)
-@click.option("--name", help="The release's name, instead of publish.name in params.yaml.")
+@click.option("--name", callback=_said, help="The release's name, instead of publish.name in params.yaml.")
 @click.option("--sign", "key", type=click.Path(path_type=Path), help="A private key (PEM, ed25519) to sign with.")
 @click.option("--harmful", is_flag=True, help="Also a set that was measured to harm; its card says so.")
 def publish(url: str | None, name: str | None, key: Path | None, harmful: bool) -> None:
@@ -215,7 +227,7 @@ def history(release: str) -> None:
     show_default=True,
     help="Parquet shards, a folder of PNGs for each class, or tars.",
 )
-@click.option("--classes", help="Only these, by name, with commas between.")
+@click.option("--classes", callback=_said, help="Only these, by name, with commas between.")
 @click.option("--per-class", type=click.IntRange(min=1), help="At most so many images of each class in each split.")
 @click.option("--min-confidence", type=float, help="Only images whose label a classifier gave this probability.")
 @click.option("--key", type=click.Path(path_type=Path), help="A public key (PEM, ed25519) that must have signed it.")
@@ -241,13 +253,14 @@ def pull(
     names = tuple(classes.split(",")) if classes else None
     selection = Selection(classes=names, per_class=per_class, min_confidence=min_confidence)
     found = fetch(release, dest, yanked=yanked, layout=layout, selection=selection, key=key)
-    click.echo(f"{found}: whole, every byte as published")
+    whole = layout == "parquet" and selection == Selection()
+    click.echo(f"{found}: {'whole, every byte as published' if whole else 'the images asked for, each as published'}")
 
 
 @forgeline.command()
 @click.argument("version")
 @click.option("--channel", default="latest", show_default=True, help="The pointer to move, made where there is none.")
-@click.option("--why", required=True, help="Kept in the history.")
+@click.option("--why", required=True, callback=_said, help="Kept in the history.")
 def promote(version: str, channel: str, why: str) -> None:
     """Make a channel name VERSION (URL/NAME@VERSION or URL/NAME@CHANNEL)."""
     from pipeline.delivery.keeping import promote as point
@@ -258,7 +271,7 @@ def promote(version: str, channel: str, why: str) -> None:
 @forgeline.command()
 @click.argument("release")
 @click.option("--channel", default="latest", show_default=True, help="The pointer to move.")
-@click.option("--why", required=True, help="Kept in the history.")
+@click.option("--why", required=True, callback=_said, help="Kept in the history.")
 def rollback(release: str, channel: str, why: str) -> None:
     """Make a channel of RELEASE (URL/NAME) name again what it named before."""
     from pipeline.delivery.keeping import rollback as point
@@ -268,7 +281,7 @@ def rollback(release: str, channel: str, why: str) -> None:
 
 @forgeline.command("yank")
 @click.argument("version")
-@click.option("--why", required=True, help="What pullers are told.")
+@click.option("--why", required=True, callback=_said, help="What pullers are told.")
 def yank_(version: str, why: str) -> None:
     """Take back VERSION (URL/NAME@VERSION): channels go back to another, pullers are told and refused."""
     from pipeline.delivery.keeping import yank
@@ -290,7 +303,7 @@ def prune_(release: str, keep: int) -> None:
 
 @forgeline.command("gc")
 @click.argument("url")
-@click.option("--days", type=click.FloatRange(min=0), default=7, show_default=True, help="Younger parts stay.")
+@click.option("--days", type=_DAYS, default=7, show_default=True, help="Younger parts stay.")
 def gc_(url: str, days: float) -> None:
     """Remove at URL what publishes left that never finished and were last active so many days ago."""
     from datetime import timedelta
@@ -298,6 +311,8 @@ def gc_(url: str, days: float) -> None:
     from pipeline.delivery import open_store
     from pipeline.delivery.keeping import collect
 
+    if math.isnan(days):  # which is beyond neither bound
+        raise click.BadParameter(f"{days} is not in the range 0<=x<=36500.", param_hint="'--days'")
     removed = collect(open_store(url), timedelta(days=days))
     click.echo(f"{url}: removed {', '.join(removed) or 'nothing'}")
 

@@ -38,11 +38,43 @@ def workspace(tmp_path: Path) -> Path:
             ["sample", "nowhere", "--out", "x.png", "--count", "0"],
             "Invalid value for '--count': 0 is not in the range x>=1.",
         ),
+        *(
+            (
+                [*words, "--seed", str(2**32)],
+                f"Invalid value for '--seed': {2**32} is not in the range 0<=x<={2**32 - 1}.",
+            )
+            for words in (["sample", "model", "--out", "x.png"], ["evaluate", "one", "--against", "other"])
+        ),
+        *(
+            (
+                ["gc", "sets", "--days", days],
+                f"Invalid value for '--days': {float(days)} is not in the range 0<=x<=36500.",
+            )
+            for days in ("nan", "inf", "1e9", "-1")
+        ),
+        *(
+            ([*words, ""], f"Invalid value for '{words[-1]}': found nothing, needed a text.")
+            for words in (
+                ["promote", "sets/digits@1", "--why"],
+                ["rollback", "sets/digits", "--why"],
+                ["yank", "sets/digits@1", "--why"],
+                ["pull", "sets/digits", "here", "--classes"],
+                ["publish", "sets", "--name"],
+            )
+        ),
     ],
 )
 def test_wrong_words_get_one_sentence_and_status_2(words: list[str], sentence: str, workspace: Path) -> None:
     ended = forgeline(*words, cwd=workspace)
     assert (ended.returncode, ended.stderr, ended.stdout) == (2, f"forgeline: {sentence}\n", "")
+
+
+@pytest.mark.parametrize("content", ["stages:\n", "stages: []\n", "vars: []\n", "stages: {train: }\n"])
+def test_a_dvc_yaml_without_stages_is_named(content: str, workspace: Path) -> None:
+    (workspace / "dvc.yaml").write_text(content)
+    ended = forgeline("stage", "train", cwd=workspace)
+    assert ended.returncode == 2
+    assert re.fullmatch(r"forgeline: dvc\.yaml: stages(\.train)? (is missing;|found .*,) needed .*\n", ended.stderr)
 
 
 def test_a_setting_that_is_wrong_stops_the_stage_before_it_writes(workspace: Path) -> None:

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli import forgeline
 from pipeline.delivery import open_store, publish, pull, verify
 from pipeline.delivery.keeping import promote
 from pipeline.delivery.manifest import to_json
@@ -52,6 +54,21 @@ def test_what_is_pulled_is_what_was_published(url: str, version: str, images, tm
     assert (found / "evaluation" / "metrics.json").read_bytes() == b"{}\n"
     manifest = open_store(url).read(f"digits/v={version}/manifest.json")[0]
     assert (found / "manifest.json").read_bytes() == manifest
+
+
+@on_a_folder
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [
+        ([], "whole, every byte as published"),
+        (["--min-confidence", "0.5"], "the images asked for, each as published"),
+        (["--classes", "zero"], "the images asked for, each as published"),
+        (["--format", "imagefolder"], "the images asked for, each as published"),
+    ],
+)
+def test_it_is_said_what_was_pulled(url: str, version: str, tmp_path: Path, words: list[str], end: str) -> None:
+    said = CliRunner().invoke(forgeline, ["pull", f"{url}/digits", str(tmp_path / "dest"), *words])
+    assert said.stdout == f"{tmp_path / 'dest'}: {end}\n"
 
 
 @on_a_folder
