@@ -58,6 +58,8 @@ class Store(Protocol):
 
 def open_store(url: str) -> Store:
     """The store at `url`: s3://bucket/prefix or a folder. Nothing is read or written yet."""
+    if url.startswith("s3:///"):
+        raise UserError(f"'{url}' names no bucket; needed s3://bucket/prefix")
     if url.startswith("s3://"):
         from pipeline.delivery.s3 import S3Store
 

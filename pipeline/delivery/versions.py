@@ -175,7 +175,7 @@ def list_releases(store: Store) -> list[ReleaseInfo]:
 
 def _missing(store: Store, name: str, word: str) -> UserError:
     """What to say when a release has no such version or channel, or is none itself."""
-    names = list(filter(is_name, store.folders("")))
+    names = [each for each in filter(is_name, store.folders("")) if folder_versions(store, each)]
     if not names:
         return UserError(f"{store.url}: has no releases")
     if name not in names:

@@ -156,6 +156,12 @@ def test_what_is_no_store_is_the_users_mistake(words: str, endpoint: str) -> Non
         open_store(words)
 
 
+@pytest.mark.parametrize("url", ["s3://", "s3:///", "s3:///x"])
+def test_a_store_without_a_bucket_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match=rf"^'{url}' names no bucket; needed s3://bucket/prefix$"):
+        open_store(url)
+
+
 def test_a_file_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file: is a file"):

@@ -53,6 +53,15 @@ def test_a_version_is_found_by_its_channel(url: str, tmp_path: Path, make_images
         find(f"{url}/digits@stabel")
 
 
+def test_only_folders_that_hold_releases_are_offered(tmp_path: Path, images, description) -> None:
+    publish(open_store(str(tmp_path / "sets")), "digits", images.root, description=description, documents={})
+    (tmp_path / "sets" / "photos").mkdir()
+    with pytest.raises(UserError, match=r"has no release 'photos'; needed one of digits$"):
+        find(f"{tmp_path}/sets/photos")
+    with pytest.raises(UserError, match=rf"^{tmp_path}: has no releases$"):
+        find(f"{tmp_path}/sets/")
+
+
 def test_a_small_file_is_read_as_published_or_not_at_all(url: str, images, description) -> None:
     store = open_store(url)
     publish(store, "digits", images.root, description=description, documents={"a.json": b"{}\n"})
