@@ -217,10 +217,12 @@ def test_what_the_card_says_of_loading_works_as_it_stands(on_s3: str, run, tmp_p
     card = open_store(store).read(f"digits/{version}/README.md")
     assert card
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", card[0].decode(), re.MULTILINE | re.DOTALL)
-    assert [language for language, _ in blocks] == ["python", "python", "sh"]
+    assert [language for language, _ in blocks] == ["python", "python", "python", "sh"]
     for line in blocks[-1][1].splitlines():  # with Forgeline; without it
         assert "digits" in line
         run("bash", "-ec", f"rm -rf digits; {line}")
         assert {path.name for path in (tmp_path / "user").iterdir()} == {"digits"}
-    for (_, code), name in zip(blocks, ("images", "frame"), strict=False):
+    for (_, code), name in zip(blocks[1:], ("images", "frame"), strict=False):
         assert run(sys.executable, "-c", f"{code}\nprint(len({name}))").splitlines()[-1] == "24"
+    mixed = f"real = [(None, 0)] * 9\n{blocks[0][1]}\nprint(len(images))"  # 70 % of 30 are synthetic
+    assert run(sys.executable, "-c", mixed).splitlines()[-1] == "30"

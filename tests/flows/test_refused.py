@@ -34,6 +34,7 @@ REPORTS: dict[str, Any] = {
                 "real_images": 60,
                 "verdict": "harms",
                 "protocol": "same-data",
+                "advised_share": 0.0,
                 "gain_over_real": INTERVAL,
                 "gain_over_real_long": INTERVAL,
             }
