@@ -76,7 +76,7 @@ class FolderStore:
         except FileNotFoundError:
             return []
 
-    def create(self, key: str, source: bytes | Path) -> bool:
+    def create(self, key: str, source: bytes | Path, sha256: str | None = None) -> bool:
         path = self.root / key
         try:
             with _in_a_sentence(path), ExitStack() as held, atomic_file(path) as file:

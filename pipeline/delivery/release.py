@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,8 +99,7 @@ def publish(
     caveat = None
     new = store.read(draft.key(MANIFEST)) is None
     if new:
-        draft.upload(documents)
-        caveat = _caveat(store, draft.key(CHECKSUMS))
+        caveat = draft.upload(documents)
         new = draft.commit()
     if private:
         draft.sign(private)
@@ -130,11 +130,11 @@ class _Draft:
     def key(self, path: str) -> str:
         return f"{self.name}/v={self.version}/{path}"
 
-    def upload(self, documents: Mapping[str, bytes]) -> None:
-        """Create every object but the manifest that is not there yet."""
+    def upload(self, documents: Mapping[str, bytes]) -> str | None:
+        """Create every object but the manifest that is not there yet. The caveat of Published."""
         there = self.store.sizes(self.key(""))
         if self.key(CHECKSUMS) in there:
-            return
+            return _caveat(self.store, self.key(CHECKSUMS))
         shards = {shard.path: shard for shard in self.images.shards}
         small = {IMAGESET_JSON: (self.images.root / IMAGESET_JSON).read_bytes(), **documents, **self._descriptions()}
         size = sum(shard.bytes for shard in shards.values()) + sum(map(len, small.values()))
@@ -161,13 +161,17 @@ class _Draft:
             tally.add(len(small[path]) if path != ROWGROUPS else 0)  # whose size nobody knows before
             return f"{found}  {path}\n"
 
-        settled = list(in_parallel(settle_shard, shards, tally.stopped))
+        lines = list(in_parallel(settle, small, tally.stopped))
+        with ThreadPoolExecutor(1) as aside:  # while the shards travel
+            caveat = aside.submit(_caveat, self.store, self.key(IMAGESET_JSON))
+            settled = list(in_parallel(settle_shard, shards, tally.stopped))
         small[ROWGROUPS] = rowgroups.describe(groups for groups, _ in settled)
-        lines = [line for _, line in settled] + list(in_parallel(settle, small, tally.stopped))
+        lines += [line for _, line in settled] + [settle(ROWGROUPS)]
         lines.sort(key=lambda line: line.split("  ", 1)[1])
         # Created after all that it lists: whoever wins, where two publish this set with other documents at the same
         # time, it lists what is there, and the manifest follows it.
         self.store.create(self.key(CHECKSUMS), "".join(lines).encode())
+        return caveat.result()
 
     def _descriptions(self) -> dict[str, bytes]:
         schema = pq.read_schema(self.images.root / self.images.shards[0].path)
@@ -232,7 +236,7 @@ class _Draft:
 
 def _settle(store: Store, key: str, source: bytes | Path, sha256: str, there: Mapping[str, int]) -> str:
     """Create the object, or keep the one that an earlier attempt left; the sha256 of what is in the store."""
-    if key not in there and store.create(key, source):
+    if key not in there and store.create(key, source, sha256):
         return sha256
     digest = hashlib.sha256()
     for chunk in store.chunks(key):

@@ -24,6 +24,7 @@ from pipeline.imageset.layout import ROW_GROUP_IMAGES
 
 ROWGROUPS = "rowgroups.json"
 _MAX_ROWS = 10 * ROW_GROUP_IMAGES  # a reader holds a group in memory
+_CHUNK = 1 << 18  # bytes that are hashed twice while a core has them in its cache
 CONFIDENCE = "confidence"  # the column of what the filter of `augment` thought of the label
 
 
@@ -65,9 +66,11 @@ def describe_shard(path: Path) -> tuple[str, str]:
     whole, spans = hashlib.sha256(), list[dict[str, str | int]]()
     with path.open("rb") as file:
         for start, stop in pairwise(bounds):
-            data = file.read(stop - start)
-            whole.update(data)
-            spans.append({"offset": start, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+            part = hashlib.sha256()
+            while chunk := file.read(min(_CHUNK, stop - file.tell())):
+                whole.update(chunk)
+                part.update(chunk)
+            spans.append({"offset": start, "bytes": file.tell() - start, "sha256": part.hexdigest()})
     lines = []
     for group, of, span in zip(groups, named, spans, strict=False):
         statistics = of[CONFIDENCE].statistics if CONFIDENCE in of else None

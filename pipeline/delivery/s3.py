@@ -9,9 +9,10 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from botocore import exceptions
+from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
 from botocore.config import Config
 from botocore.session import get_session
 
@@ -19,6 +20,7 @@ from pipeline.delivery.stores import MAX_BYTES, BrokenError, ForbiddenError
 from pipeline.errors import FailedError, UserError
 
 if TYPE_CHECKING:
+    from botocore.awsrequest import AWSRequest
     from types_boto3_s3 import S3Client
     from types_boto3_s3.type_defs import ObjectTypeDef
 
@@ -32,6 +34,30 @@ class _Condition(TypedDict, total=False):
 
 class _Range(TypedDict, total=False):
     Range: str
+
+
+class _Bytes(io.BytesIO):
+    sha256: str | None = None
+
+
+class _File(io.FileIO):
+    sha256: str | None = None
+
+
+class _KnowingAuth(S3SigV4Auth):
+    """Signs the sha256 that is known of a body; botocore would read and hash all of it once more, as it is by then."""
+
+    def payload(self, request: AWSRequest) -> str:
+        return getattr(request.body, "sha256", None) or super().payload(request)
+
+
+_SIGNER = "forgeline-s3v4"
+AUTH_TYPE_MAPS[_SIGNER] = _KnowingAuth
+
+
+def _choose_signer(signature_version: str, **_: object) -> Any:  # str | None, which the stubs do not foresee
+    """Ours in the place of Signature Version 4, not of what directory buckets and multi-region access points have."""
+    return _SIGNER if signature_version in ("v4", "s3v4") else None
 
 
 class S3Store:
@@ -60,6 +86,7 @@ class S3Store:
         with self._in_a_sentence():
             # As boto3 makes it, less its resources and transfers, which take long to import.
             self.client = cast("S3Client", get_session().create_client("s3", config=config))
+        self.client.meta.events.register_first("choose-signer.s3.PutObject", _choose_signer)  # the first answer counts
 
     def read(self, key: str) -> tuple[bytes, str] | None:
         try:
@@ -100,8 +127,8 @@ class S3Store:
     def files(self, prefix: str) -> list[str]:
         return [name for name in self._names(prefix) if not name.endswith("/")]
 
-    def create(self, key: str, source: bytes | Path) -> bool:
-        return self._put(key, source, {"IfNoneMatch": "*"})
+    def create(self, key: str, source: bytes | Path, sha256: str | None = None) -> bool:
+        return self._put(key, source, {"IfNoneMatch": "*"}, sha256)
 
     def swap(self, key: str, data: bytes, tag: str | None) -> bool:
         if tag is None:
@@ -136,9 +163,10 @@ class S3Store:
             ]
         return sorted(name.removeprefix(start) for name in found)
 
-    def _put(self, key: str, source: bytes | Path, condition: _Condition) -> bool:
+    def _put(self, key: str, source: bytes | Path, condition: _Condition, sha256: str | None = None) -> bool:
         for attempt in range(_CONFLICT_TRIES):
-            with self._in_a_sentence(), io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as body:
+            with self._in_a_sentence(), _Bytes(source) if isinstance(source, bytes) else _File(source) as body:
+                body.sha256 = sha256
                 try:
                     self.client.put_object(
                         Bucket=self.bucket,

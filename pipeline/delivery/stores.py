@@ -46,8 +46,11 @@ class Store(Protocol):
     def files(self, prefix: str) -> list[str]:
         """The names of the objects directly in `prefix`, as `folders` takes it."""
 
-    def create(self, key: str, source: bytes | Path) -> bool:
-        """Write the object whole; False, and nothing written, where there is one already."""
+    def create(self, key: str, source: bytes | Path, sha256: str | None = None) -> bool:
+        """Write the object whole; False, and nothing written, where there is one already.
+
+        The `sha256` of the source, where it is known, is what a server holds the bytes that it gets against.
+        """
 
     def swap(self, key: str, data: bytes, tag: str | None) -> bool:
         """Replace the object that was read with `tag` (None: that was not there); False if it is another by now."""

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import boto3
 import pytest
 
-from pipeline.delivery import list_releases, open_store, publish, verify
+from pipeline.delivery import list_releases, open_store, publish, rowgroups, verify
 from pipeline.errors import FailedError, UserError
 
 DOCUMENTS = {"params.yaml": b"train: {}\n", "evaluation/metrics.json": b"{}\n"}
@@ -98,6 +98,24 @@ def test_a_damaged_set_is_not_published(tmp_path: Path, images, description) -> 
     assert not any(key.endswith(shard.name) for key in store.sizes("digits/"))
 
 
+def test_a_shard_that_changes_after_it_was_hashed_is_refused(
+    proxy, s3_url: str, images, description, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(path: Path) -> tuple[str, str]:
+        found = describe_shard(path)
+        with path.open("r+b") as file:
+            file.seek(200)
+            file.write(b"changed")
+        return found
+
+    describe_shard = rowgroups.describe_shard
+    monkeypatch.setattr("pipeline.delivery.rowgroups.describe_shard", change)
+    store = open_store(s3_url)
+    with pytest.raises(FailedError, match="PutObject failed with 400"):
+        publish(store, "digits", images.root, description=description, documents={})
+    assert not [key for key in store.sizes("digits/") if key.endswith((".parquet", "manifest.json"))]
+
+
 def test_what_an_earlier_attempt_damaged_is_not_committed(url: str, tmp_path: Path, images, description) -> None:
     elsewhere = open_store(str(tmp_path / "elsewhere"))
     version = publish(elsewhere, "digits", images.root, description=description, documents={}).version
@@ -170,7 +188,8 @@ def test_a_fault_at_every_request(
         proxy.log.clear()
         publish(store, "digits", images.root, description=description, documents={})
         sent = [unquote(path).split(f"/{store.prefix}")[1] for method, path in proxy.log if method == "PUT"]
-        assert not {key for key in sent if not key.endswith("SHA256SUMS")} & before.keys()  # which is probed with
+        probes = ("SHA256SUMS", "imageset.json")  # sent again, and refused
+        assert not {key for key in sent if not key.endswith(probes)} & before.keys()
         assert objects().items() >= before.items()
         assert check_what_a_reader_sees(reader)
     assert number > 15

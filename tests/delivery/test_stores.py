@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import resource
 import signal
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import servers
 
 from pipeline.delivery import check, open_store
 from pipeline.delivery.stores import MAX_BYTES
@@ -148,6 +150,22 @@ def test_bytes_that_change_on_the_way_are_refused(proxy, s3_url: str) -> None:
     with pytest.raises(FailedError, match="PutObject failed with 400"):
         store.create("digits/a", b"x")
     assert store.read("digits/a") is None
+
+
+def test_bytes_that_have_not_the_known_sha256_are_refused(
+    request: pytest.FixtureRequest, s3_url: str, tmp_path: Path
+) -> None:
+    """Ceph itself refuses them."""
+    if not servers.is_ceph():
+        request.getfixturevalue("proxy")
+    store = open_store(s3_url)
+    (tmp_path / "file").write_bytes(b"y")
+    known = hashlib.sha256(b"x").hexdigest()
+    for source in (b"y", tmp_path / "file"):
+        with pytest.raises(FailedError, match="PutObject failed with 400"):
+            store.create("digits/a", source, known)
+    assert store.read("digits/a") is None
+    assert store.create("digits/a", b"x", known)
 
 
 @pytest.mark.parametrize("words", ["", "gs://bucket/prefix", "https://host/bucket", "s3://"])
