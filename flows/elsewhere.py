@@ -98,7 +98,7 @@ def state_store(workspace: Path) -> Store:
 @contextmanager
 def clone_of(repository: str, commit: str) -> Iterator[Path]:
     """A clone that nobody else uses meanwhile, with the commit; its DVC cache is kept from run to run."""
-    cache = Path(os.environ.get("FORGELINE_CACHE") or Path.home() / ".cache" / "forgeline")
+    cache = paths.cache()
     name = hashlib.sha256(repository.encode()).hexdigest()[:16]
     (cache / "clones").mkdir(parents=True, exist_ok=True)
     for number in count():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import os
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline import paths
 from pipeline.delivery.fetching import Span, span_chunks
 from pipeline.delivery.manifest import MANIFEST
 from pipeline.delivery.parallel import in_parallel
@@ -57,12 +59,12 @@ class Release:
         return self.part.images.classes
 
     def pulled(self) -> ImageSet:
-        """The whole set, fetched once into releases/ of $FORGELINE_CACHE, or else of ~/.cache/forgeline."""
-        cache = Path(os.environ.get("FORGELINE_CACHE") or Path.home() / ".cache" / "forgeline")
+        """The whole set, fetched once into releases/ of `paths.cache()`."""
         manifest = self.part.version.manifest
-        folder = cache / "releases" / manifest.name / manifest.version
-        there = folder / MANIFEST
-        if not there.is_file() or there.read_bytes() != self.part.version.data:
+        # Two stores may have this version, each with a manifest of its own: when it was published, by which commit.
+        which = f"{manifest.version}-{hashlib.sha256(self.part.version.data).hexdigest()[:16]}"
+        folder = paths.cache() / "releases" / manifest.name / which
+        if not (folder / MANIFEST).is_file():
             pull(self.url, folder, yanked=True)  # it was insisted on, or is not yanked
         return ImageSet.open(folder)
 

@@ -70,6 +70,7 @@ def run(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     """Runs a program in an empty folder, with the server in the environment as its user would say; what it printed."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+    monkeypatch.setenv("FORGELINE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # offline, `datasets` opens no s3:// either
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")  # Polars' word for a server without a certificate

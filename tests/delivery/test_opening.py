@@ -113,6 +113,15 @@ def test_an_opened_release_is_pinned(
     assert len(open_release(release).dataset()) == 24
 
 
+def test_the_same_version_in_another_store_is_opened_too(
+    release: str, large: ImageSet, tmp_path: Path, make_description
+) -> None:
+    elsewhere = str(tmp_path / "elsewhere")
+    publish(open_store(elsewhere), "digits", large.root, description=make_description(git_commit=None), documents={})
+    for url in (release, f"{elsewhere}/digits", release):
+        assert len(open_release(url).dataset()) == 300
+
+
 def test_a_yanked_release_is_not_opened(release: str) -> None:
     yank(release, why="a mistake")
     with pytest.raises(UserError, match="a mistake"):
