@@ -79,9 +79,9 @@ def decoded(key: str, shape: tuple[int, ...], batches: Iterable[NDArray[np.uint8
         _write(path, shape, batches)
         forget_unused(path.parent, "*.npy")
         found = _read(path, shape)
-    mark_used(path)
     if found is None:
         raise FailedError(f"{path}: was damaged while it was read")
+    mark_used(path)
     return found
 
 

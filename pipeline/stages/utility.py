@@ -179,7 +179,9 @@ class Outcome:
     def gain(self, fraction: float, arm: Arm, without: Arm, label: int | None = None) -> Interval:
         """Of `tested`, of the one over the other."""
         images = len(self.test_labels) if label is None else int((self.test_labels == label).sum())
-        return t_interval(self.tested(fraction, arm, label) - self.tested(fraction, without, label), 100 / images)
+        return t_interval(
+            self.tested(fraction, arm, label) - self.tested(fraction, without, label), 100 / max(1, images)
+        )
 
     def advised_share(self, fraction: float, arm: Arm, without: Arm) -> float:
         """The synthetic part of `arm` to mix in: 0 where no gain over `without` is seen on the validation split."""
@@ -397,7 +399,7 @@ def _rare(
     }
     recall = {arm: values[labels].mean(axis=0) for arm, values in by_class.items()}
     balanced = {arm: values.mean(axis=0) for arm, values in by_class.items()}
-    images = np.bincount(outcome.test_labels, minlength=len(real.classes))
+    images = np.bincount(outcome.test_labels, minlength=len(real.classes)).clip(min=1)  # of a class, in the test split
     steps = 100 / (len(labels) * images[labels].max()), 100 / (len(images) * images.max())  # that one image counts
     recall_gain, balanced_gain = (
         {arm: t_interval(values["filled"] - values[arm], step) for arm in RARE_BASELINES}

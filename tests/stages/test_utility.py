@@ -171,6 +171,18 @@ def test_only_what_gains_on_validation_beyond_chance_is_advised(gains: Sequence[
     assert outcome.advised_share(0.1, "mixed", "real_long") == advised
 
 
+def test_a_class_without_test_images_has_no_gain_and_stops_nothing() -> None:
+    params = Params(seeds=2)
+    chosen = {
+        (0.1, arm): tuple(params.training(arm, 0.1, seed, 0.01) for seed in range(2)) for arm in ("mixed", "real_long")
+    }
+    right = {training: np.array([True, False]) for setting in chosen.values() for training in setting}
+    outcome = Outcome(choosing_seeds=2, chosen=chosen, test_labels=np.array([0, 0]), test_right=right)
+    assert outcome.gain(0.1, "mixed", "real_long").mean == 0
+    with pytest.warns(RuntimeWarning):
+        assert np.isnan(outcome.gain(0.1, "mixed", "real_long", 1).mean)
+
+
 def thinned() -> tuple[np.ndarray, np.ndarray]:
     """The training images, with three of class 8 and of class 9."""
     images, labels = DIGITS[TRAIN], LABELS[TRAIN]
