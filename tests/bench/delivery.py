@@ -1,8 +1,8 @@
-"""How fast a release is published, pulled, streamed here, beside `aws s3 cp` and `webdataset`; what readers install.
+"""How fast a release is published, pulled, streamed here, beside aws, rclone and `webdataset`; what readers install.
 
 The store is the one that AWS_ENDPOINT_URL_S3 and the argument s3://bucket/prefix name, without an argument a server of
-moto's in a process beside this one; MEGABYTES (256) is the set's size. Both sides run in turn, three times; what is
-printed is the fastest of each.
+moto's in a process beside this one; MEGABYTES (256) is the set's size. The sides run in turn, one round of all after
+the other; what is printed is the median of three rounds.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import os
 import resource
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import boto3
@@ -26,7 +28,7 @@ import numpy as np
 from pipeline.delivery import Description, Lineage, find, open_release, open_store, publish, pull
 from pipeline.imageset import Row, write_imageset
 
-TIMES, SIZE = 3, 32
+ROUNDS, SIZE = 3, 32
 ROOT = Path(__file__).parents[2]
 
 
@@ -38,18 +40,29 @@ def rows(count: int) -> Iterator[Row]:
         yield Row(split="train", label=index % 10, image=image, path=f"{index}.png", provenance={"confidence": 0.5})
 
 
-def fastest(work: Callable[[int], object]) -> float:
-    """Seconds of the fastest of some runs."""
-    seconds = []
-    for number in range(TIMES):
-        started = time.perf_counter()
-        work(number)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+def in_turn(works: dict[str, Callable[[int], object]]) -> dict[str, float]:
+    """Name → median seconds; each is called once a round, with the round's number."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(ROUNDS):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work(number)
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def aws(*words: str) -> None:
-    subprocess.run(["aws", "s3", "cp", "--recursive", "--only-show-errors", *words], check=True)
+def copiers() -> dict[str, Callable[[str, str], object]]:
+    """Name → copies a folder from and to, a path or s3://…, for those that are installed."""
+    rclone = ["rclone", "copy", "--s3-provider", "Other", "--s3-env-auth", "--s3-endpoint"]
+    commands = {
+        "aws": (["aws", "s3", "cp", "--recursive", "--only-show-errors"], "s3://"),
+        "rclone": ([*rclone, os.environ.get("AWS_ENDPOINT_URL_S3", "")], ":s3:"),
+    }
+
+    def copy(words: list[str], scheme: str, source: str, target: str) -> None:
+        subprocess.run([*words, *(each.replace("s3://", scheme) for each in (source, target))], check=True)
+
+    return {name: partial(copy, *command) for name, command in commands.items() if shutil.which(name)}
 
 
 @contextmanager
@@ -93,11 +106,13 @@ def light() -> None:
         commands = {"list FOLDER": ["list", str(root / "store")], "pull --help": ["pull", "--help"]}
         if "AWS_ENDPOINT_URL_S3" in os.environ:
             commands["list s3://"] = ["list", "s3://bench/none"]
-        for label, words in commands.items():
-            subprocess.run([forgeline, *words], check=True, stdout=subprocess.DEVNULL)  # compiles what it imports
-            seconds = fastest(
-                lambda n, words=words: subprocess.run([forgeline, *words], check=True, stdout=subprocess.DEVNULL)
-            )
+
+        def start(words: list[str], _: int = 0) -> None:
+            subprocess.run([forgeline, *words], check=True, stdout=subprocess.DEVNULL)
+
+        for words in commands.values():
+            start(words)  # compiles what it imports
+        for label, seconds in in_turn({label: partial(start, words) for label, words in commands.items()}).items():
             print(f"{label:16} {seconds:10.2f} seconds to start and end")
 
 
@@ -136,25 +151,29 @@ def main(url: str) -> None:
             resize=None,
             synthetic=True,
         )
-        sent = fastest(
-            lambda n: publish(open_store(url), f"noise-{n}", images.root, description=description, documents={})
-        )
-        report("publish", sent, megabytes)
-        if shutil.which("aws"):
-            report("aws s3 cp, up", fastest(lambda n: aws(str(images.root), f"{url}/aws-{n}")), megabytes)
-        fetched = fastest(lambda n: pull(f"{url}/noise-0", root / f"pulled-{n}"))
-        report("pull", fetched, megabytes)
-        version = find(f"{url}/noise-0")
-        if shutil.which("aws"):
-            report("aws s3 cp, down", fastest(lambda n: aws(f"{url}/{version.key('')}", f"{root}/aws-{n}")), megabytes)
+        up: dict[str, Callable[[int], object]] = {
+            "publish": lambda n: publish(
+                open_store(url), f"noise-{n}", images.root, description=description, documents={}
+            )
+        }
+        for tool, copy in copiers().items():
+            up[f"{tool}, up"] = lambda n, copy=copy, tool=tool: copy(str(images.root), f"{url}/{tool}-{n}")
+        report(in_turn(up), megabytes)
+        released = f"{url}/{find(f'{url}/noise-0').key('')}"
+        down: dict[str, Callable[[int], object]] = {"pull": lambda n: pull(f"{url}/noise-0", root / f"pulled-{n}")}
+        for tool, copy in copiers().items():
+            down[f"{tool}, down"] = lambda n, copy=copy, tool=tool: copy(released, f"{root}/{tool}-{n}")
+        report(in_turn(down), megabytes)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # before torch, whose import takes more
         print(f"{'peak memory':16} {memory / 1000:10,.0f} MB")
-        count = sum(images.counts["train"])
-        streamed = fastest(lambda n: sum(1 for _ in open_release(f"{url}/noise-0").stream(seed=n)))
-        print(f"{'stream':16} {count / streamed:10,.0f} images a second")
+        read: dict[str, Callable[[int], object]] = {
+            "stream": lambda n: sum(1 for _ in open_release(f"{url}/noise-0").stream(seed=n))
+        }
         if importlib.util.find_spec("webdataset"):
             pull(f"{url}/noise-0", root / "tars", layout="webdataset")
-            print(f"{'webdataset':16} {count / fastest(lambda n: webdataset(root / 'tars')):10,.0f} images a second")
+            read["webdataset"] = lambda n: webdataset(root / "tars")
+        for name, seconds in in_turn(read).items():
+            print(f"{name:16} {sum(images.counts['train']) / seconds:10,.0f} images a second")
 
 
 def webdataset(root: Path) -> int:
@@ -166,8 +185,9 @@ def webdataset(root: Path) -> int:
     return sum(1 for _ in loader)
 
 
-def report(what: str, seconds: float, megabytes: int) -> None:
-    print(f"{what:16} {megabytes / seconds:10,.1f} MB a second")
+def report(medians: dict[str, float], megabytes: int) -> None:
+    for what, seconds in medians.items():
+        print(f"{what:16} {megabytes / seconds:10,.1f} MB a second")
 
 
 if __name__ == "__main__":
