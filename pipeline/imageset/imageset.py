@@ -31,6 +31,7 @@ from pipeline.imageset.layout import (
 )
 from pipeline.progress import progress
 
+_NAMED = 5  # classes at most that a sentence names
 _HEX = re.compile(r"[0-9a-f]{64}")
 _SHARD = {"path": str, "split": str, "rows": int, "bytes": int, "sha256": str}
 _JSON: dict[str, tuple[Any, str]] = {  # what each key of imageset.json holds: as _fits reads it, and in words
@@ -89,10 +90,12 @@ class ImageSet:
         if not self.counts or not set(self.counts) <= set(SPLITS):
             raise ValueError(f"counts has the splits {list(self.counts)}; needed some of {', '.join(SPLITS)}")
         for split, counts in self.counts.items():
-            if len(counts) != len(self.classes) or min(counts) < 0 or not any(counts):
+            if len(counts) != len(self.classes) or min(counts) < 0:
                 raise ValueError(
-                    f"counts.{split} is {list(counts)}; needed images for each of {len(self.classes)} classes"
+                    f"counts.{split} is {list(counts)}; needed how many images each of {len(self.classes)} classes has"
                 )
+            if not any(counts):
+                raise ValueError(f"counts.{split} is {list(counts)}, no images at all; needed at least one")
         held = Counter(shard.split for shard in self.shards)
         needed = [(split, shard_name(split, i, held[split])) for split in self.counts for i in range(held[split])]
         if [(shard.split, shard.path) for shard in self.shards] != needed:
@@ -167,10 +170,34 @@ class ImageSet:
     def arrays(self, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images uint8 (N, C, H, W), memory-mapped and read-only, and labels int64 (N,), in the order of `table`.
 
-        The images come through a cache on this machine, keyed by fingerprint and split.
+        The images come through a cache on this machine, keyed by fingerprint and split. Raises UserError on a label
+        that is none of the classes, and where the classes have other numbers of images than `counts` says.
         """
-        labels: NDArray[np.int64] = self.table(split, ["label"])["label"].to_numpy()
+        found = self.table(split, ["label"])["label"].to_pylist()
+        known = range(len(self.classes))
+        if strange := [label for label in found if label not in known]:
+            raise UserError(
+                f"{self.root}: the {split} split has the label {strange[0]}; needed 0 to {known[-1]}, one of its "
+                f"{len(known)} classes"
+            )
+        labels = np.array(found, np.int64)
+        if (held := tuple(np.bincount(labels, minlength=len(known)).tolist())) != self.counts[split]:
+            raise UserError(f"{self.root / IMAGESET_JSON}: counts.{split} is {self.counts[split]}; its shards hold {held}")
         return decoded(f"{self.fingerprint}-{split}", (len(labels), *self.shape), self._decode(split)), labels
+
+    def check_classes_of(self, real: ImageSet) -> None:
+        """Raise UserError that names the classes of `real` training images of which this set has none.
+
+        What such a set measures well on are the classes that it has; both have the same classes.
+        """
+        held = np.sum(list(self.counts.values()), axis=0)
+        needed = zip(self.classes, held, real.counts["train"], strict=True)
+        missing = [name for name, ours, theirs in needed if theirs and not ours]
+        if missing:
+            raise UserError(
+                f"{self.root}: has no image of {len(missing)} of {len(self.classes)} classes "
+                f"({quoted(missing)}); needed at least one of each, as in {real.root}"
+            )
 
     def verify(self) -> None:
         """Check all shards' bytes, schema and rows, then counts and fingerprint. Raises FailedError naming the file."""
@@ -242,6 +269,11 @@ def check_classes(classes: Sequence[str]) -> None:
     written = [name.encode(errors="replace").decode() for name in classes]
     if not classes or written != list(classes) or "" in classes or len(set(classes)) < len(classes):
         raise ValueError(f"classes is {written}; needed one or more different names")
+
+
+def quoted(names: Sequence[str]) -> str:
+    """Names for a sentence, of many the first."""
+    return ", ".join(f"'{name}'" for name in names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
 
 
 def _by_split(item: tuple[str, Any]) -> int:

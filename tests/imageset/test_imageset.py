@@ -103,9 +103,10 @@ class TestOpen:
             (lambda c: c.update(counts=[1, 2]), "counts is .*; needed a list of whole numbers for each split"),
             (lambda c: c.update(counts={}), "counts has the splits .*; needed some of train, validation, test"),
             (lambda c: c["counts"].update(dev=[1, 1, 1]), "counts has the splits .*'dev'.*; needed some of"),
-            (lambda c: c["counts"].update(test=[1, 9]), "counts.test is .*; needed images for each of 3 classes"),
-            (lambda c: c["counts"]["test"].append(0), "counts.test is .*; needed images for each of 3 classes"),
-            (lambda c: c["counts"].update(test=[11, 0, -1]), "counts.test is .*; needed images"),
+            (lambda c: c["counts"].update(test=[1, 9]), "counts.test is .*; needed how many images each of 3 classes"),
+            (lambda c: c["counts"]["test"].append(0), "counts.test is .*; needed how many images each of 3 classes"),
+            (lambda c: c["counts"].update(test=[11, 0, -1]), "counts.test is .*; needed how many images"),
+            (lambda c: c["counts"].update(test=[0, 0, 0]), r"counts.test is \[0, 0, 0\], no images at all; needed at least"),
             (lambda c: c["counts"].update(test=[5, 5, 5]), "counts.test sums to 15 images; needed 10"),
             (lambda c: c["shards"].pop(), "shards has .*; needed|counts.* sums"),
             (lambda c: c["shards"].reverse(), "shards has .*; needed"),
@@ -156,6 +157,45 @@ class TestTable:
         (imageset.root / "test-00000-of-00001.parquet").write_bytes(b"PAR1")
         with pytest.raises(FailedError, match=r"set/test-00000-of-00001\.parquet: cannot be read as Parquet"):
             imageset.table("test")
+
+
+def relabelled(imageset: ImageSet, labels: list[int | None]) -> ImageSet:
+    """With other labels in the test shard, and an imageset.json that knows its bytes."""
+    column = pa.array(labels, pa.int64())
+    rewrite(
+        imageset.root / imageset.shards[-1].path, lambda table: table.set_column(1, table.schema.field(1), column)
+    )
+    return sign(imageset)
+
+
+class TestArrays:
+    @pytest.mark.parametrize("label", [7, 3, -1, None])
+    def test_a_label_of_no_class_is_named_though_the_hashes_are_right(self, write: Write, label: int | None) -> None:
+        imageset = write()
+        labels = imageset.table("test")["label"].to_pylist()
+        with pytest.raises(
+            UserError, match=rf"^\S*set: the test split has the label {label}; needed 0 to 2, one of its 3 classes$"
+        ):
+            relabelled(imageset, [*labels[:-1], label]).arrays("test")
+
+    def test_classes_of_other_numbers_than_were_counted_are_told(self, write: Write) -> None:
+        with pytest.raises(UserError, match=r"imageset\.json: counts\.test is .*; its shards hold \(10, 0, 0\)$"):
+            relabelled(write(), [0] * 10).arrays("test")
+
+
+class TestClasses:
+    def test_a_set_that_lacks_some_is_told_which(self, write: Write, rows: Callable[..., Iterator[Row]]) -> None:
+        real = write()
+        one = write((row for row in rows() if row.label == 1), "one")
+        with pytest.raises(
+            UserError, match=r"one: has no image of 2 of 3 classes \('ant', 'ćma'\); needed at least one of each, as in"
+        ):
+            one.check_classes_of(real)
+        write(rows(seed=1), "all").check_classes_of(real)
+
+    def test_what_real_images_lack_may_be_lacking(self, write: Write, rows: Callable[..., Iterator[Row]]) -> None:
+        two = write((row for row in rows() if row.label != 1), "two")
+        write((row for row in rows() if row.label != 1), "made").check_classes_of(two)
 
 
 class TestVerify:
@@ -265,16 +305,11 @@ class TestVerifyWhatWasSignedAgain:
     @pytest.mark.parametrize("label", [3, -1, None])
     def test_a_label_of_no_class(self, write: Write, label: int | None) -> None:
         imageset = write()
-        rewrite(
-            imageset.root / imageset.shards[-1].path,
-            lambda table: table.set_column(
-                1, table.schema.field(1), pa.array([label, *table["label"].to_pylist()[1:]], pa.int64())
-            ),
-        )
+        labels = imageset.table("test")["label"].to_pylist()
         with pytest.raises(
             FailedError, match=r"test-00000-of-00001\.parquet: has 10 rows; needed 10 with labels 0 to 2"
         ):
-            sign(imageset).verify()
+            relabelled(imageset, [label, *labels[1:]]).verify()
 
     def test_a_missing_row(self, write: Write) -> None:
         imageset = write()
