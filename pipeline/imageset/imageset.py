@@ -182,7 +182,9 @@ class ImageSet:
             )
         labels = np.array(found, np.int64)
         if (held := tuple(np.bincount(labels, minlength=len(known)).tolist())) != self.counts[split]:
-            raise UserError(f"{self.root / IMAGESET_JSON}: counts.{split} is {self.counts[split]}; its shards hold {held}")
+            raise UserError(
+                f"{self.root / IMAGESET_JSON}: counts.{split} is {self.counts[split]}; its shards hold {held}"
+            )
         return decoded(f"{self.fingerprint}-{split}", (len(labels), *self.shape), self._decode(split)), labels
 
     def check_classes_of(self, real: ImageSet) -> None:

@@ -106,7 +106,10 @@ class TestOpen:
             (lambda c: c["counts"].update(test=[1, 9]), "counts.test is .*; needed how many images each of 3 classes"),
             (lambda c: c["counts"]["test"].append(0), "counts.test is .*; needed how many images each of 3 classes"),
             (lambda c: c["counts"].update(test=[11, 0, -1]), "counts.test is .*; needed how many images"),
-            (lambda c: c["counts"].update(test=[0, 0, 0]), r"counts.test is \[0, 0, 0\], no images at all; needed at least"),
+            (
+                lambda c: c["counts"].update(test=[0, 0, 0]),
+                r"counts.test is \[0, 0, 0\], no images at all; needed at least",
+            ),
             (lambda c: c["counts"].update(test=[5, 5, 5]), "counts.test sums to 15 images; needed 10"),
             (lambda c: c["shards"].pop(), "shards has .*; needed|counts.* sums"),
             (lambda c: c["shards"].reverse(), "shards has .*; needed"),
@@ -162,9 +165,7 @@ class TestTable:
 def relabelled(imageset: ImageSet, labels: list[int | None]) -> ImageSet:
     """With other labels in the test shard, and an imageset.json that knows its bytes."""
     column = pa.array(labels, pa.int64())
-    rewrite(
-        imageset.root / imageset.shards[-1].path, lambda table: table.set_column(1, table.schema.field(1), column)
-    )
+    rewrite(imageset.root / imageset.shards[-1].path, lambda table: table.set_column(1, table.schema.field(1), column))
     return sign(imageset)
 
 
