@@ -23,9 +23,10 @@ from torch import Tensor
 from pipeline.errors import FailedError, UserError
 from pipeline.gan import machine
 from pipeline.imageset.files import sha256_file
+from pipeline.metrics import fidelity
 from pipeline.metrics.classifier import embed
 from pipeline.metrics.judges import EXTRACTOR, JUDGES, Judges
-from pipeline.metrics.once import once
+from pipeline.metrics.once import numbers, once
 from pipeline.progress import ProgressLine
 
 IN_DOMAIN, INCEPTION = "in-domain", "inception-v3-compat"
@@ -253,3 +254,52 @@ def _hub_file(name: str) -> Path:
 def embed_once(extractor: Extractor, images: np.ndarray, pool: Executor | None = None) -> np.ndarray:
     """`extractor.embed(images)`, kept: the same pixels and weights on the same kind of machine are embedded once."""
     return once(lambda: {"features": extractor.embed(images, pool)}, dict(extractor.about), images)["features"]
+
+
+Scores = dict[str, float]
+
+
+def measure(
+    extractor: Extractor,
+    generated: np.ndarray,
+    real: np.ndarray,
+    *,
+    seed: int,
+    resamples: int = fidelity.RESAMPLES,
+    pool: Executor | None = None,
+) -> tuple[Scores, Scores]:
+    """fidelity.with_spread of what the extractor gives, with the `inception_score` of the generated where it has one.
+
+    Both are as `embed` gives them, float32 (N, dimensions + logits).
+    """
+    ours, theirs = (side[:, : extractor.dimensions] for side in (generated, real))
+    scores, spread = fidelity.with_spread(
+        ours, theirs, seed=seed, precision=extractor.precision, resamples=resamples, pool=pool
+    )
+    if extractor.logits:
+        logits = generated[:, extractor.dimensions :]
+        scores["inception_score"], spread["inception_score"] = fidelity.inception_score(logits, seed=seed)
+    return scores, spread
+
+
+def floor_once(
+    extractor: Extractor,
+    some: np.ndarray,
+    real: np.ndarray,
+    *,
+    seed: int,
+    resamples: int = 0,
+    pool: Executor | None = None,
+) -> tuple[Scores, Scores]:
+    """`measure` of real images in the place of generated ones, kept."""
+
+    def compute() -> Scores:
+        scores, spread = measure(extractor, some, real, seed=seed, resamples=resamples, pool=pool)
+        return scores | {f"±{name}": value for name, value in spread.items()}
+
+    known = ["floor", seed, resamples, np.dtype(extractor.precision).name, extractor.dimensions, extractor.logits]
+    found = numbers(once(compute, *known, some, real))
+    return (
+        {name: value for name, value in found.items() if not name.startswith("±")},
+        {name.removeprefix("±"): value for name, value in found.items() if name.startswith("±")},
+    )

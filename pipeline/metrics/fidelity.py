@@ -55,8 +55,9 @@ def with_spread(
     √((n - m)/m) times as widely as n images do (Shao & Wu 1989), of FID near its floor more: then the error is
     too large, never too small. FID falls by c/n towards that of infinitely many images (Chong & Forsyth 2020, arXiv
     1911.07023): `fid_infinity` is where the line through the mean of the halves and the whole ends; it may be below
-    zero. Both are left out where half a side has no more images than there are features. A `pool` measures parts side
-    by side, which changes no digit.
+    zero. Halves shift with the whole, so that its error is that of FID, and what so few halves leave in their mean.
+    Both are left out where half a side has no more images than there are features. A `pool` measures parts side by
+    side, which changes no digit.
     """
     check_features(generated, "the generated set")
     check_features(real, "the real set")
@@ -88,6 +89,7 @@ def with_spread(
     if of_halves:
         scores["fid_infinity"] = float(2 * fid - np.mean(of_halves))
         spread["fid"] = float(np.std(of_halves, ddof=1))
+        spread["fid_infinity"] = spread["fid"] * math.sqrt(1 + 1 / len(of_halves))
     if of_quarters:
         spread |= {
             name: float(np.std([each[name] for each in of_quarters], ddof=1)) / math.sqrt(3) for name in of_quarters[0]

@@ -63,6 +63,8 @@ def by_class(
 ) -> dict[str, np.ndarray]:
     """`precision`, `recall` and `diversity` of each class, as (classes,); NaN for a class of too few images.
 
+    0 for a class that only the real side has: no set gains by lacking one.
+
     Both sides are features (N, D) with labels (N,). Precision and recall are those of fidelity.neighbourhoods within a
     class, of equally many images drawn by the seed from either side. Diversity is the mean distance between two images
     of the class, over that of real ones.
@@ -73,6 +75,9 @@ def by_class(
     for label in range(classes):
         sides = [features[labels == label] for features, labels in (generated, real)]
         count = min(map(len, sides))
+        if len(sides[0]) == 0 < len(sides[1]):
+            for values in found.values():
+                values[label] = 0
         if count > COVERAGE_NEIGHBOURS:
             drawn = (side[random.permutation(len(side))[:count]].astype(np.float64) for side in sides)
             scores = neighbourhoods(*drawn)

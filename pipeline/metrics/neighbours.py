@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.imageset.layout import content_hash
 
+QUANTILES = {"nearer_than_median": 0.5, "nearer_than_percentile_1": 0.01}  # of held-out distances
 _BLOCK_ELEMENTS = 20_000_000  # that are looked at at once, float32: 80 MB
 _BLOCK_ROWS = 4096  # references that are compared at once, and no more
 _ROWS = 128  # images that are compared at once: what is in reach of one of them is compared with all
@@ -114,12 +115,22 @@ def nearest_of_domain(
     return distance, index
 
 
-def nearest_features(features: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """The Euclidean distance of each of `features` (N, D) to the nearest of `references` (M, D), float64 (N,)."""
+def nearest_as_made(
+    images: np.ndarray, labels: np.ndarray, references: np.ndarray, domains: np.ndarray, *, translated: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """`nearest_of_domain` of what is `translated`, `nearest` of all else."""
+    return nearest_of_domain(images, labels, references, domains) if translated else nearest(images, references)
+
+
+def nearest_features(features: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each of `features` (N, D) the Euclidean distance to the nearest of `references` (M, D), and the row of that.
+
+    Float64 (N,) and int64 (N,).
+    """
     known = torch.from_numpy(references.astype(np.float64))
     parts = torch.split(torch.from_numpy(features.astype(np.float64)), _ROWS)
-    found: np.ndarray = torch.cat([torch.cdist(part, known).amin(dim=1) for part in parts]).numpy()
-    return found
+    distances, rows = zip(*(torch.cdist(part, known).min(dim=1) for part in parts), strict=True)
+    return torch.cat(distances).numpy(), torch.cat(rows).numpy()
 
 
 def _flat(images: np.ndarray) -> Tensor:
@@ -139,7 +150,4 @@ def memorization(generated: np.ndarray, held_out: np.ndarray) -> dict[str, float
 
 def nearer(generated: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
     """The two shares of `memorization`."""
-    return {
-        "nearer_than_median": float((generated <= np.quantile(held_out, 0.5)).mean()),
-        "nearer_than_percentile_1": float((generated <= np.quantile(held_out, 0.01)).mean()),
-    }
+    return {name: float((generated <= np.quantile(held_out, part)).mean()) for name, part in QUANTILES.items()}

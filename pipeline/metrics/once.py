@@ -21,6 +21,7 @@ import torch
 from pipeline import paths
 from pipeline.errors import FailedError
 from pipeline.gan import machine, pixels
+from pipeline.imageset import layout
 from pipeline.imageset.files import forget_unused, mark_used, write_atomically
 
 _ROWS = 1000  # of an array that are hashed at once
@@ -82,7 +83,7 @@ def _key(inputs: tuple[object, ...]) -> str:
 def _code() -> str:
     """The sha256 of what says how all this is computed: once it changes, nothing that was kept is believed."""
     digest = hashlib.sha256()
-    for file in (*sorted(Path(__file__).parent.glob("*.py")), Path(pixels.__file__)):
+    for file in (*sorted(Path(__file__).parent.glob("*.py")), Path(layout.__file__), Path(pixels.__file__)):
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 

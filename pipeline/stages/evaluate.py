@@ -11,6 +11,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +24,18 @@ from pipeline.gan.family import ImageSpec, load_family
 from pipeline.gan.model import CHUNK, Model
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder
-from pipeline.metrics import fidelity, modes, neighbours, parzen
-from pipeline.metrics.extractors import IN_DOMAIN, Ensemble, Extractor, InDomain, Pretrained, Settings, embed_once
+from pipeline.metrics import fidelity, modes, neighbours, parzen, spread
+from pipeline.metrics.extractors import (
+    IN_DOMAIN,
+    Ensemble,
+    Extractor,
+    InDomain,
+    Pretrained,
+    Settings,
+    embed_once,
+    floor_once,
+    measure,
+)
 from pipeline.metrics.judges import JUDGES, Judges
 from pipeline.metrics.once import numbers, once
 from pipeline.params import MOST_THREADS, SEEDS, Document
@@ -75,10 +86,20 @@ class Images:
     description: str
     translated: bool = False
 
-    def draw(self, count: int, seed: int) -> Images:
-        """`count` of them without replacement, in order; all when there are no more."""
-        rows = np.sort(np.random.Generator(np.random.Philox(seed)).permutation(len(self.images))[:count])
-        return self._of(rows)
+    def draw(self, count: int, seed: int, *, every_class: bool = False) -> Images:
+        """`count` of them without replacement, in order; all when there are no more.
+
+        `every_class`: one of each class at least, so that no rare one seems to be lacking.
+        """
+        return self._of(self.drawn(count, seed, every_class=every_class))
+
+    def drawn(self, count: int, seed: int, *, every_class: bool = False) -> np.ndarray:
+        """The rows of these."""
+        rows = np.random.Generator(np.random.Philox(seed)).permutation(len(self.images))
+        if every_class:
+            first = np.unique(self.labels[rows], return_index=True)[1]
+            rows = np.concatenate([rows[first], np.delete(rows, first)])
+        return np.sort(rows[:count])
 
     def parts(self, *, translated: bool) -> list[Images]:
         """What is compared together, see fidelity.by_domain."""
@@ -101,6 +122,7 @@ class Evaluation:
     labels: np.ndarray  # as asked for, or as judged where nothing was
     judged: np.ndarray
     nearest: tuple[np.ndarray, np.ndarray]  # distances to, and rows of, the nearest training images
+    nearest_in_features: tuple[np.ndarray, np.ndarray]  # among those whose features are compared
     nearest_of_held_out: tuple[np.ndarray, np.ndarray]
 
 
@@ -137,26 +159,31 @@ def evaluate(
     Fidelity is to the held-out images, which neither the generator nor the extractor has seen: towards the training
     images both lean, so that a set could score better than real images do. It takes as many generated images as there
     are held-out ones, at most max_images. Its floor puts as many training images in their place, and is left out when
-    there are not so many. What depends on real images only is computed once. Raises UserError when there are too few
+    there are not so many. A class of the training images that `generated` has none of counts as 0 where the worst
+    class is asked for. What depends on real images only is computed once. Raises UserError when there are too few
     images.
     """
     k, seed = len(classes), params.seed
     in_domain = InDomain(judges)
     reals = [images.draw(params.max_images, seed) for images in (held_out, train)]
-    nearest = pool.submit(_nearest, generated, train)
+    nearest = pool.submit(
+        neighbours.nearest_as_made,
+        *(generated.images, generated.labels, train.images, train.labels),
+        translated=generated.translated,
+    )
     nearest_of_held_out = pool.submit(_nearest_once, held_out, train, translated=generated.translated)
     embedded = pool.submit(in_domain.embed, generated.images)
     embedded_once = [pool.submit(embed_once, in_domain, images.images) for images in reals]
     judged = judges.probabilities(generated.images, pool).argmax(axis=1)
-    right = embed_once(Ensemble(judges), held_out.images, pool).argmax(axis=1) == held_out.labels
+    judged_real = embed_once(Ensemble(judges), held_out.images, pool).argmax(axis=1)
     conditional = bool(generated.labels.min() >= 0)
     labels = generated.labels if conditional else judged
     agreement = modes.agreement(generated.labels, judged, k) if conditional else np.full(k, np.nan)
-    spread, real_spread = (
+    pixel_spread, real_spread = (
         modes.pixel_spread(images, theirs, k)
         for images, theirs in ((generated.images, labels), (train.images, train.labels))
     )
-    spread = np.divide(spread, real_spread, out=np.full(k, np.nan), where=real_spread > 0)
+    pixel_spread = np.divide(pixel_spread, real_spread, out=np.full(k, np.nan), where=real_spread > 0)
     ours = embedded.result(), labels
     theirs, known = ((each.result(), images.labels) for each, images in zip(embedded_once, reals, strict=True))
 
@@ -169,15 +196,22 @@ def evaluate(
         protocol.append((tuple(blocks), entry))
     if conditional:
         mean = float((judged == generated.labels).mean())
-        metrics["agreement"] = {"mean": mean, "worst_class": float(np.nanmin(agreement))}
-    metrics["judges"] = {"held_out_accuracy": float(right.mean())}
+        lacking = np.isnan(agreement) & (np.bincount(train.labels, minlength=k) > 0)
+        by_class = np.where(lacking, 0, agreement)
+        metrics["agreement"] = {"mean": mean, "worst_class": float(np.nanmin(by_class))}
+        metrics["agreement_spread"] = spread.of_agreement(generated.labels, judged, by_class)
+    metrics |= _held_out_agreement(held_out.labels, judged_real, k)
     metrics["modes"] = modes.balance(judged, train.labels, k)
+    metrics["modes_spread"] = spread.of_balance(judged, train.labels, k, seed=seed)
     drawn = np.random.Generator(np.random.Philox(seed)).choice(train.labels, len(judged))
     metrics["modes_floor"] = modes.balance(drawn, train.labels, k)
-    if np.isfinite(spread).any():
-        metrics["modes"]["pixel_spread"] = float(np.nanmean(spread))
-    metrics["memorization"] = neighbours.memorization(nearest.result()[0], nearest_of_held_out.result()[0])
-    in_features, found_by_class = _in_features(ours, theirs, known, k, params, pool)
+    if np.isfinite(pixel_spread).any():
+        metrics["modes"]["pixel_spread"] = float(np.nanmean(pixel_spread))
+        metrics["modes_spread"] |= spread.of_pixel_spread(generated.images, labels, real_spread, k, seed=seed)
+    distances = nearest.result()[0], nearest_of_held_out.result()[0]
+    metrics["memorization"] = neighbours.memorization(*distances)
+    metrics["memorization_spread"] = spread.of_nearer(*distances, seed=seed)
+    in_features, found_by_class, nearest_in_features = _in_features(ours, theirs, known, k, params, pool)
     metrics |= in_features
     protocol += _protocol(generated, train, held_out, judges, params)
     if validation:
@@ -189,7 +223,7 @@ def evaluate(
     if round_trip:
         metrics["cycle"] = {"error": _difference(round_trip[0], round_trip[2])}
         metrics["cycle"]["change"] = _difference(*round_trip[:2])
-        protocol.append(_cycle_protocol(generated, len(round_trip[0])))
+        protocol.append(_cycle_protocol(generated, held_out, len(round_trip[0]), params))
     metrics["protocol"] = [
         {"measures": [name for name in names if name in metrics], **entry} for names, entry in protocol
     ]
@@ -198,7 +232,7 @@ def evaluate(
         "images": np.bincount(labels, minlength=k),
         "judged": np.bincount(judged, minlength=k),
         "agreement": agreement,
-        "pixel_spread": spread,
+        "pixel_spread": pixel_spread,
         **found_by_class,
     }
     return Evaluation(
@@ -207,6 +241,7 @@ def evaluate(
         labels=labels,
         judged=judged,
         nearest=nearest.result(),
+        nearest_in_features=(nearest_in_features[0], train.drawn(params.max_images, seed)[nearest_in_features[1]]),
         nearest_of_held_out=nearest_of_held_out.result(),
     )
 
@@ -233,8 +268,10 @@ def _fidelity(
     )
     theirs = [part.draw(params.max_images, seed) for part in theirs]
     sizes = [(min(len(one.images), len(real.images)), len(real.images)) for one, real in zip(ours, theirs, strict=True)]
-    for count, _ in sizes:
-        fidelity.check_count(count, extractor.dimensions, "the generated set")
+    for parts, name_of_side in ((ours, "the generated set"), (theirs, "the test split")):
+        for part in parts:
+            said = f"a domain of {name_of_side}" if generated.translated else name_of_side
+            fidelity.check_count(len(part.images), extractor.dimensions, said)
     references = [embed_real(part.images, pool) for part in theirs]
 
     def pairs(
@@ -244,26 +281,13 @@ def _fidelity(
         drawn = [part.draw(count, seed).images for part, (count, _) in zip(images, sizes, strict=True)]
         return [(embed(one, pool), real) for one, real in zip(drawn, references, strict=True)]
 
-    def measured(pair: tuple[np.ndarray, np.ndarray], resamples: int) -> tuple[dict[str, float], dict[str, float]]:
-        features, real = (each[:, : extractor.dimensions] for each in pair)
-        scores, spread = fidelity.with_spread(
-            features, real, seed=seed, precision=extractor.precision, resamples=resamples, pool=pool
-        )
-        if extractor.logits:
-            logits = pair[0][:, extractor.dimensions :]
-            scores["inception_score"], spread["inception_score"] = fidelity.inception_score(logits, seed=seed)
-        return scores, spread
-
-    def floor_of(pair: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
-        known = ["floor", seed, np.dtype(extractor.precision).name, extractor.dimensions, extractor.logits]
-        return numbers(once(lambda: measured(pair, 0)[0], *known, *pair))
-
-    found = [measured(pair, fidelity.RESAMPLES) for pair in pairs(ours, extractor.embed)]
+    found = [measure(extractor, *pair, seed=seed, pool=pool) for pair in pairs(ours, extractor.embed)]
     blocks = {name: _mean([scores for scores, _ in found])}
     independent = math.sqrt(len(found))  # parts, whose errors even out in the mean
     blocks[f"{name}_spread"] = {key: value / independent for key, value in _mean([each for _, each in found]).items()}
     if all(len(part.images) >= count for part, (count, _) in zip(trained_on, sizes, strict=True)):
-        blocks[floor] = _mean([floor_of(pair) for pair in pairs(trained_on, embed_real)])
+        of_real = [floor_once(extractor, *pair, seed=seed, pool=pool) for pair in pairs(trained_on, embed_real)]
+        blocks[floor] = _mean([scores for scores, _ in of_real])
     if untrained and in_domain:
         before = pairs(untrained.parts(translated=untrained.translated), extractor.embed)
         blocks["untrained"] = {"fid": float(np.mean([fidelity.frechet_distance(*pair) for pair in before]))}
@@ -286,10 +310,10 @@ Labelled = tuple[np.ndarray, np.ndarray]
 
 def _in_features(
     ours: Labelled, theirs: Labelled, known: Labelled, classes: int, params: Params, pool: Executor
-) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """What is found class by class and of copying in features, by name in metrics.json; and all classes' measures.
 
-    Of generated, held-out and training images.
+    Of generated, held-out and training images. Then how far from, and which, the nearest training images are.
     """
     seed = params.seed
     of_ours = pool.submit(modes.by_class, ours, theirs, classes, seed=seed)
@@ -298,17 +322,34 @@ def _in_features(
         lambda: modes.worst(modes.by_class(known, theirs, classes, seed=seed)),
         *("classes", classes, seed, *known, *theirs),
     )
-    distances = pool.submit(neighbours.nearest_features, ours[0], known[0])
+    nearest = pool.submit(neighbours.nearest_features, ours[0], known[0])
     expected = pool.submit(
-        once, lambda: {"distances": neighbours.nearest_features(theirs[0], known[0])}, "nearest", theirs[0], known[0]
+        once, lambda: {"distances": neighbours.nearest_features(theirs[0], known[0])[0]}, "nearest", theirs[0], known[0]
     )
     found = of_ours.result()
+    errors = pool.submit(spread.of_classes, ours, theirs, found, seed=seed)
+    distances = nearest.result()[0], expected.result()["distances"]
     blocks = {
         "per_class": modes.worst(found),
+        "per_class_spread": errors.result(),
         "per_class_floor": numbers(of_known.result()),
-        "memorization_features": neighbours.nearer(distances.result(), expected.result()["distances"]),
+        "memorization_features": neighbours.nearer(*distances),
+        "memorization_features_spread": spread.of_nearer(*distances, seed=seed),
     }
-    return {name: block for name, block in blocks.items() if block}, found
+    return {name: block for name, block in blocks.items() if block}, found, nearest.result()
+
+
+def _held_out_agreement(labels: np.ndarray, judged: np.ndarray, classes: int) -> dict[str, dict[str, float]]:
+    """What judges make of held-out real images, which is the floor of their agreement with labels asked for."""
+    by_class = modes.agreement(labels, judged, classes)
+    errors = spread.of_agreement(labels, judged, by_class)
+    return {
+        "judges": {
+            "held_out_accuracy": float((judged == labels).mean()),
+            "held_out_worst_class": float(np.nanmin(by_class)),
+        },
+        "judges_spread": {"held_out_accuracy": errors["mean"], "held_out_worst_class": errors["worst_class"]},
+    }
 
 
 def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -316,21 +357,14 @@ def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([each[key] for each in scores])) for key in scores[0] if all(key in s for s in scores)}
 
 
-def _nearest(images: Images, train: Images) -> tuple[np.ndarray, np.ndarray]:
-    """Distances to, and rows of, the nearest training images; of translations those of the same domain."""
-    if images.translated:
-        return neighbours.nearest_of_domain(images.images, images.labels, train.images, train.labels)
-    return neighbours.nearest(images.images, train.images)
-
-
 def _nearest_once(held_out: Images, train: Images, *, translated: bool) -> tuple[np.ndarray, np.ndarray]:
-    """`_nearest` of held-out images, as of generated ones."""
+    """neighbours.nearest_as_made of held-out images, as of generated ones, kept."""
+    sides = held_out.images, held_out.labels, train.images, train.labels
 
     def find() -> dict[str, np.ndarray]:
-        distances, rows = _nearest(dataclasses.replace(held_out, translated=translated), train)
-        return {"distances": distances, "rows": rows}
+        return dict(zip(("distances", "rows"), neighbours.nearest_as_made(*sides, translated=translated), strict=True))
 
-    found = once(find, translated, *(each for side in (held_out, train) for each in (side.images, side.labels)))
+    found = once(find, translated, *sides)
     return found["distances"], found["rows"]
 
 
@@ -349,10 +383,12 @@ def _protocol(
     params: Params,
 ) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
     """What blocks of metrics were measured on and with; a list, which the tables of `dvc metrics` pass over."""
+    extractor = {name: InDomain(judges).about[name] for name in ("extractor", "extractor_sha256")}
+    shares = "standard errors of shares by Jeffreys' posterior"
     of_domain = " and of the same domain, since a translation is near to its source" if generated.translated else ""
     return [
         (
-            ("agreement", "judges", "modes", "modes_floor"),
+            ("agreement", "agreement_spread", "judges", "judges_spread", "modes", "modes_spread", "modes_floor"),
             {
                 "generated": f"{len(generated.images)} {generated.description}",
                 "real": f"{len(held_out.images)} {held_out.description}",
@@ -361,19 +397,30 @@ def _protocol(
                 "judges": "mean probabilities of networks that trained, filtered and selected nothing"
                 + (", each channel judged alone" if judges.ensemble[0].config["per_channel"] else ""),
                 "judges_sha256": [judges.about["classifiers"][file]["sha256"] for file in JUDGES],
+                "spread": f"{shares}, of the worst class as of any other; of the modes from labels drawn again, of "
+                f"pixels from {fidelity.RESAMPLES} parts of the generated images",
+                **_common(params),
             },
         ),
         (
-            ("memorization",),
+            ("memorization", "memorization_spread"),
             {
                 "generated": f"{len(generated.images)} {generated.description}",
                 "real": f"nearest of {len(train.images)} {train.description}{of_domain}",
                 "expected": f"the same of {len(held_out.images)} {held_out.description}",
                 "distance": "root mean square over pixels and channels, levels 0 to 255",
+                "spread": f"{shares}, and from held-out distances drawn again",
+                **_common(params),
             },
         ),
         (
-            ("per_class", "per_class_floor", "memorization_features"),
+            (
+                "per_class",
+                "per_class_spread",
+                "per_class_floor",
+                "memorization_features",
+                "memorization_features_spread",
+            ),
             {
                 "generated": f"{len(generated.images)} {generated.description}",
                 "real": f"{min(params.max_images, len(held_out.images))} of {len(held_out.images)} "
@@ -382,12 +429,23 @@ def _protocol(
                 "floor": "these in the place of the generated ones",
                 "precision_recall": f"{fidelity.NEIGHBOURS} nearest neighbours",
                 "diversity": "mean distance of two images of a class, over that of real ones",
-                "extractor": InDomain(judges).about["extractor"],
-                "extractor_sha256": InDomain(judges).about["extractor_sha256"],
-                "seed": params.seed,
+                "lacking": "a class of real images that none of the generated is of counts as 0",
+                **extractor,
+                "spread": f"of classes from {fidelity.RESAMPLES} random quarters of both sides, of the worst as of any "
+                f"other; {shares} and held-out distances drawn again",
+                **_common(params),
             },
         ),
     ]
+
+
+def _common(params: Params) -> dict[str, Any]:
+    """What every protocol ends in; those of fidelity have it of fidelity.protocol."""
+    return {
+        "quantization": "uint8",
+        "seed": params.seed,
+        "library": f"numpy {version('numpy')}, torch {version('torch')}",
+    }
 
 
 def _parzen_protocol(
@@ -401,24 +459,27 @@ def _parzen_protocol(
             "real": f"{len(held_out.images)} {held_out.description}",
             "parzen_real": f"{params.parzen_samples} of {len(train.images)} {train.description} as the samples",
             "sigma": f"the best of {len(parzen.SIGMAS)} from logspace(-1, 0) on {chosen_on}",
-            "quantization": "uint8, then from 0 to 1",
             "unit": "nats per image, mean and standard error over the real images",
-            "seed": params.seed,
+            **_common(params),
+            "quantization": "uint8, then from 0 to 1",
             "historical": "after Goodfellow et al. 2014, who chose σ on 1,000 of the last 10,000 training images of "
             "MNIST; misleading, see arXiv 1511.01844",
         },
     )
 
 
-def _cycle_protocol(generated: Images, count: int) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _cycle_protocol(
+    generated: Images, held_out: Images, count: int, params: Params
+) -> tuple[tuple[str, ...], dict[str, Any]]:
     return (
         ("cycle",),
         {
             "generated": f"{2 * count} of {len(generated.images)} {generated.description}",
-            "real": "the images that these are translations of",
+            "real": f"{2 * count} of {len(held_out.images)} {held_out.description}, which these are translations of",
             "error": "between an image and what its translation is translated back to",
             "change": "between an image and its translation; without any, there would be no error either",
             "difference": "mean absolute, levels 0 to 255",
+            **_common(params),
         },
     )
 
@@ -427,6 +488,10 @@ def run(document: Document, which: Literal["model", "synthetic"]) -> None:
     """Write out/evaluation/<which>: metrics.json and figures."""
     params = read_params(document)
     real = ImageSet.open(paths.REAL / paths.IMAGESET)
+    if params.max_images < len(real.classes):
+        raise document.error(
+            "evaluate.max_images", f"is {params.max_images}; needed at least {len(real.classes)}, one of each class"
+        )
     judges = Judges.load(paths.FEATURES)
     pretrained = Pretrained(params) if params.extractor != IN_DOMAIN else None
     # Held out is what nothing was chosen on: snapshots and the distance of copies are, on the validation split.
@@ -501,11 +566,12 @@ def _sampled(model: Model, description: str, params: Params, count: int, pool: E
 def _from_set(real: ImageSet, params: Params) -> Images:
     synthetic = ImageSet.open(paths.SYNTHETIC / paths.IMAGESET)
     _check_alike(real, synthetic.root, synthetic)
+    synthetic.check_classes_of(real)
     images, labels = synthetic.arrays("train")
     description = f"released images (drawn from {len(images)} of {synthetic.fingerprint[:12]}, seed {params.seed})"
     translated = "translated" in (synthetic.generator or {})
     released = Images(images=images, labels=labels, description=description, translated=translated)
-    return released.draw(params.max_images, params.seed)
+    return released.draw(params.max_images, params.seed, every_class=True)
 
 
 def _check_alike(real: ImageSet, path: Path, other: ImageSet | Model) -> None:
@@ -525,6 +591,7 @@ def _draw(
     )
     groups = {
         "synthetic": (generated.images, *found.nearest),
+        "synthetic, in features": (generated.images, *found.nearest_in_features),
         "real, held out": (held_out.images, *found.nearest_of_held_out),
     }
     figures.closest_pairs(folder / "closest.png", groups, train.images)

@@ -118,6 +118,17 @@ def test_a_class_that_is_blurred_and_one_that_has_collapsed_are_told_apart() -> 
     assert worst({"recall": np.full(2, np.nan)}) == {}
 
 
+def test_a_class_that_only_the_real_side_has_is_the_worst() -> None:
+    rows, labels = np.random.default_rng(0).normal(size=(90, 4)), np.arange(90) % 3
+    there = labels != 1
+    found = by_class((rows[there], labels[there]), (rows, labels), 4, seed=0)
+    assert {name: values[1] for name, values in found.items()} == {"precision": 0, "recall": 0, "diversity": 0}
+    assert worst(found) == {"worst_precision": 0, "worst_recall": 0, "worst_diversity": 0}
+    unknown = by_class((rows, labels), (rows[there], labels[there]), 4, seed=0)
+    assert np.isnan(unknown["recall"][1])
+    assert worst(unknown)["worst_recall"] > 0.5
+
+
 def test_a_class_has_the_measures_of_a_set_of_its_own() -> None:
     random = np.random.default_rng(1)
     real, generated = random.normal(size=(2, 40, 3))

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.metrics.neighbours import Nearest, _flat, memorization, nearest, nearest_features, nearest_of_domain
+from pipeline.metrics.neighbours import (
+    Nearest,
+    _flat,
+    memorization,
+    nearest,
+    nearest_as_made,
+    nearest_features,
+    nearest_of_domain,
+)
 
 
 def noise(count: int, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -109,9 +117,13 @@ def test_copies_are_all_nearer_and_new_images_as_expected() -> None:
 
 def test_distances_in_features_are_those_of_a_plain_search() -> None:
     features, references = np.random.default_rng(0).normal(size=(2, 300, 5)).astype(np.float32)
-    plain = np.linalg.norm(features[:, None].astype(float) - references, axis=2).min(axis=1)
-    np.testing.assert_allclose(nearest_features(features, references), plain, rtol=1e-6)
-    assert nearest_features(references, references).max() < 1e-5
+    plain = np.linalg.norm(features[:, None].astype(float) - references, axis=2)
+    distances, rows = nearest_features(features, references)
+    np.testing.assert_allclose(distances, plain.min(axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(rows, plain.argmin(axis=1))
+    distances, rows = nearest_features(references, references)
+    assert distances.max() < 1e-5
+    np.testing.assert_array_equal(rows, np.arange(300))
 
 
 def test_of_a_translation_the_nearest_is_of_its_domain_unless_it_is_a_copy() -> None:
@@ -121,3 +133,6 @@ def test_of_a_translation_the_nearest_is_of_its_domain_unless_it_is_a_copy() -> 
     distances, rows = nearest_of_domain(images, np.array([1, 1, 0, 0]), references, domains)
     assert rows.tolist() == [2, 1, 1, 0]  # its source, at 1, does not count; a copy does; then two of its own domain
     assert distances.tolist() == [79, 0, 90, 5]
+    sides = images, np.array([1, 1, 0, 0]), references, domains
+    assert nearest_as_made(*sides, translated=True)[1].tolist() == [2, 1, 1, 0]
+    assert nearest_as_made(*sides, translated=False)[1].tolist() == [1, 1, 2, 0]

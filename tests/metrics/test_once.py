@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline import paths
+from pipeline.imageset import layout
 from pipeline.metrics import once as module
 from pipeline.metrics.once import numbers, once
 
@@ -66,6 +67,20 @@ def test_nothing_of_other_code_is_believed(kept: Path, monkeypatch: pytest.Monke
     once(Counted(fid=1.0), ROWS)
     (tmp_path / "code").mkdir()
     monkeypatch.setattr(module, "__file__", str(tmp_path / "code" / "once.py"))
+    module._code.cache_clear()
+    try:
+        assert numbers(once(Counted(fid=2.0), ROWS)) == {"fid": 2.0}
+    finally:
+        module._code.cache_clear()
+
+
+def test_what_says_which_image_is_a_copy_is_such_code_too(
+    kept: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    once(Counted(fid=1.0), ROWS)
+    changed = tmp_path / "layout.py"
+    changed.write_bytes(Path(layout.__file__).read_bytes() + b"\n")
+    monkeypatch.setattr(layout, "__file__", str(changed))
     module._code.cache_clear()
     try:
         assert numbers(once(Counted(fid=2.0), ROWS)) == {"fid": 2.0}

@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from bars import CLASSES, bars, write_set
@@ -21,10 +26,15 @@ from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.gan.family import ImageSpec, load_family
 from pipeline.gan.model import Model
+from pipeline.imageset import ImageSet
+from pipeline.imageset.files import sha256_file
+from pipeline.metrics.classifier import embed
 from pipeline.metrics.fidelity import fidelity, inception_score, with_spread
 from pipeline.metrics.judges import Judges
 from pipeline.metrics.parzen import parzen
+from pipeline.metrics.spread import of_share
 from pipeline.params import Document
+from pipeline.report import figures
 from pipeline.stages import evaluate as stage
 from pipeline.stages import features
 from pipeline.stages.evaluate import Evaluation, Images, Params
@@ -121,6 +131,14 @@ def test_copies_of_the_training_images_are_all_found(judges: Judges) -> None:
     }
     copied = TRAIN.draw(100, seed=0).images
     np.testing.assert_array_equal(TRAIN.images[found.nearest[1]], copied)
+    np.testing.assert_array_equal(TRAIN.images[found.nearest_in_features[1]], copied)
+
+
+def test_of_many_training_images_the_nearest_in_features_is_one_of_those_that_are_compared(judges: Judges) -> None:
+    many, params = bars_of(900, 6), Params(max_images=200)
+    compared = many.draw(200, params.seed)
+    found = evaluated(compared, many, HELD_OUT, classes=CLASSES, judges=judges, params=params)
+    np.testing.assert_array_equal(many.images[found.nearest_in_features[1]], compared.images)
 
 
 def test_copies_that_are_shifted_a_little_are_near_in_features(judges: Judges) -> None:
@@ -239,6 +257,53 @@ def test_a_collapse_to_one_class_shows(judges: Judges) -> None:
     assert metrics["fidelity"]["coverage"] < 0.6
 
 
+def test_what_a_set_has_no_image_of_is_its_worst_class(judges: Judges) -> None:
+    images, labels = bars(300, 4)
+    low = Images(images=images[labels == 0], labels=labels[labels == 0], description="bars")
+    found = measure(low, judges)
+    assert found.metrics["agreement"] == {"mean": 1, "worst_class": 0}
+    assert found.metrics["agreement_spread"]["worst_class"] == 0
+    assert found.metrics["per_class"] == {"worst_precision": 0, "worst_recall": 0, "worst_diversity": 0}
+    assert np.isnan([row["agreement"] for row in found.per_class[1:]]).all()  # which figures show as such
+
+
+def test_what_is_counted_has_its_standard_error_and_held_out_images_say_what_is_reached(judges: Judges) -> None:
+    images, labels = bars(300, 4)
+    labels[:30:3] = 1
+    metrics = measure(Images(images=images, labels=labels, description="bars"), judges).metrics
+    assert metrics["agreement_spread"] == {
+        "mean": of_share(290 / 300, 300),
+        "worst_class": of_share(100 / 110, 110),
+    }
+    assert metrics["judges"] == {"held_out_accuracy": 1, "held_out_worst_class": 1}
+    assert metrics["judges_spread"] == {"held_out_accuracy": of_share(1, 150), "held_out_worst_class": of_share(1, 50)}
+    for name in ("fidelity", "modes", "per_class", "memorization_features"):
+        assert metrics[f"{name}_spread"].keys() == metrics[name].keys(), name
+    assert metrics["memorization_spread"].keys() == metrics["memorization"].keys() - {"copies", "nearest"}
+    for name in ("fidelity", "per_class", "memorization", "memorization_features"):
+        assert min(metrics[f"{name}_spread"].values()) > 0, name
+    assert 0 < metrics["modes_spread"]["kl_from_real"] < 0.05
+    assert 0 < metrics["modes_spread"]["pixel_spread"] < 0.1
+
+
+def test_judges_that_take_held_out_images_of_a_class_for_others_lower_the_floor_of_the_worst(judges: Judges) -> None:
+    labels = HELD_OUT.labels.copy()
+    labels[:30:3] = 1  # ten low bars
+    wrong = dataclasses.replace(HELD_OUT, labels=labels)
+    found = evaluated(bars_of(300, 4), TRAIN, wrong, classes=CLASSES, judges=judges, params=PARAMS).metrics["judges"]
+    assert found == {"held_out_accuracy": pytest.approx(140 / 150), "held_out_worst_class": pytest.approx(50 / 60)}
+
+
+def test_a_draw_of_every_class_misses_no_rare_one_and_is_else_the_same() -> None:
+    labels = np.zeros(1000, np.int64)
+    labels[7] = 2
+    rare = Images(images=np.zeros((1000, 1, 8, 8), np.uint8), labels=labels, description="a rare one")
+    for seed in range(5):
+        assert 7 in rare.drawn(50, seed, every_class=True)
+        assert len(rare.drawn(50, seed, every_class=True)) == 50
+        np.testing.assert_array_equal(TRAIN.drawn(60, seed, every_class=True), TRAIN.drawn(60, seed))
+
+
 def test_a_collapse_to_one_image_in_each_class_shows(judges: Judges) -> None:
     images = np.tile(bars(3, 4)[0], (50, 1, 1, 1))
     metrics = measure(Images(images=images, labels=np.arange(150) % 3, description="bars"), judges).metrics
@@ -278,6 +343,8 @@ def test_the_parzen_log_likelihood_stands_beside_that_of_real_images(judges: Jud
 def test_fewer_images_than_dimensions_are_refused_in_one_sentence(judges: Judges) -> None:
     with pytest.raises(UserError, match=r"^the generated set has 10 images; needed more than the 16 dimensions"):
         measure(bars_of(10, 4), judges)
+    with pytest.raises(UserError, match=r"^the test split has 12 images; needed more than the 16 dimensions"):
+        evaluated(bars_of(300, 4), TRAIN, HELD_OUT.draw(12, seed=0), classes=CLASSES, judges=judges, params=PARAMS)
 
 
 @pytest.fixture
@@ -306,16 +373,100 @@ def numbers(content: Any) -> Iterator[float]:
 
 @pytest.mark.parametrize("which", ["model", "synthetic"])
 def test_every_block_of_numbers_has_its_protocol(workspace: Path, which: str) -> None:
-    metrics = json.loads((run(which) / "metrics.json").read_text())
-    protocol = metrics.pop("protocol")
-    said = {name for entry in protocol for name in entry["measures"]}
-    assert {name for name, value in metrics.items() if isinstance(value, dict)} <= said
+    settings = {"parzen_samples": 200} if which == "model" else {}
+    metrics = json.loads((run(which, **settings) / "metrics.json").read_text())
+    protocol = {name: entry for entry in metrics.pop("protocol") for name in entry["measures"]}
+    assert {name for name, value in metrics.items() if isinstance(value, dict)} == protocol.keys()
     assert all(np.isfinite(value) for value in numbers(metrics))
-    text = json.dumps(protocol)
-    for word in ("uint8", "torch-fidelity 0.4", "test split of", "resize none", '"seed": 2'):
-        assert word in text
     about = json.loads((paths.FEATURES / "features.json").read_text())["classifiers"]
-    assert protocol[0]["extractor_sha256"] == about["extractor.safetensors"]["sha256"]
+    for name, entry in protocol.items():
+        assert re.search(r"\b(1\d\d|200|300|360)\b", entry["generated"]), name
+        assert re.search(r"150 .*real images \(test split of \w{12}, resize none\)|nearest of 240 ", entry["real"]), (
+            name
+        )
+        assert entry["quantization"].startswith("uint8"), name
+        assert entry["seed"] == 2, name
+        assert f"torch {version('torch')}" in entry["library"], name
+        shown = name.removesuffix("_spread").removesuffix("_floor")
+        if shown in ("fidelity", "floor", "untrained", "per_class", "memorization_features"):
+            assert "pooled features, 16 dimensions" in entry["extractor"], name
+            assert entry["extractor_sha256"] == about["extractor.safetensors"]["sha256"], name
+        elif shown in ("agreement", "judges", "modes"):
+            assert "networks" in entry["judges"], name
+            assert entry["judges_sha256"] == [about[f"judge-{number}.safetensors"]["sha256"] for number in range(3)], (
+                name
+            )
+        elif shown == "memorization":
+            assert entry["distance"].startswith("root mean square over pixels"), name
+            assert entry["expected"].startswith("the same of 150 real images (test split"), name
+        else:
+            assert shown in ("parzen", "parzen_real"), name
+        if name.endswith("_spread"):
+            assert "standard errors" in entry["spread"], name
+
+
+def lacking(label: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = bars(count, 3)
+    return images[labels != label], labels[labels != label]
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        (
+            lacking(1, 360),
+            r"^out/synthetic/imageset: has no image of 1 of 3 classes \('middle'\); needed at least one of each, as",
+        ),
+        (
+            tuple(side[bars(360, 3)[1] == 2] for side in bars(360, 3)),
+            r"^out/synthetic/imageset: has no image of 2 of 3 classes \('low', 'middle'\); needed at least one of each",
+        ),
+    ],
+)
+def test_a_set_without_all_classes_is_refused(
+    workspace: Path, parts: tuple[np.ndarray, np.ndarray], sentence: str
+) -> None:
+    paths.SYNTHETIC.unlink()
+    write_set(paths.SYNTHETIC / paths.IMAGESET, {"train": parts}, synthetic=True)
+    with pytest.raises(UserError, match=sentence):
+        run("synthetic")
+    assert not paths.EVALUATION.exists()
+
+
+def test_an_empty_set_and_labels_of_no_class_are_refused(workspace: Path, tmp_path: Path) -> None:
+    root = paths.SYNTHETIC / paths.IMAGESET
+    whole = root.resolve()
+    paths.SYNTHETIC.unlink()
+    shutil.copytree(whole, root)
+    content = json.loads((root / "imageset.json").read_text())
+    (root / "imageset.json").write_text(json.dumps(content | {"counts": {"train": [0, 0, 0]}, "shards": []}))
+    with pytest.raises(
+        UserError, match=r"imageset\.json: counts\.train is \[0, 0, 0\], no images at all; needed at least"
+    ):
+        run("synthetic")
+    (shard,) = content["shards"]
+    path = root / shard["path"]
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, table.schema.field(1), pa.array([7, *table["label"].to_pylist()[1:]])), path)
+    shard |= {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    (root / "imageset.json").write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"imageset: the train split has the label 7; needed 0 to 2, one of its 3 classes$"
+    ):
+        run("synthetic")
+    assert not paths.EVALUATION.exists()
+
+
+def test_fewer_samples_than_classes_are_refused(workspace: Path) -> None:
+    root = paths.REAL / paths.IMAGESET
+    content = json.loads((root / "imageset.json").read_text())
+    content["classes"] += [f"class {number}" for number in range(98)]
+    content["counts"] = {split: counts + [0] * 98 for split, counts in content["counts"].items()}
+    paths.REAL.unlink()
+    root.mkdir(parents=True)
+    (root / "imageset.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"evaluate\.max_images is 100; needed at least 101, one of each class$"):
+        run("model", max_images=100)
 
 
 def test_weights_that_are_not_there_stop_it_before_it_writes(workspace: Path) -> None:
@@ -359,6 +510,21 @@ def test_the_figures_are_pictures_and_the_tables_add_up(workspace: Path) -> None
     assert {row["asked"] for row in rows} == set(CLASSES)
     with (folder / "per_class.csv").open() as file:
         assert sum(int(row["images"]) for row in csv.DictReader(file)) == 300
+
+
+def test_the_closest_pairs_are_shown_as_pixels_and_as_features_find_them(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr(figures, "closest_pairs", lambda path, groups, training: shown.update(groups))
+    run("synthetic")
+    assert list(shown) == ["synthetic", "synthetic, in features", "real, held out"]
+    judges = Judges.load(paths.FEATURES)
+    images, distances, rows = shown["synthetic, in features"]
+    ours, known = embed(judges.extractor, images), embed(judges.extractor, TRAIN.images)
+    real = ImageSet.open(paths.REAL / paths.IMAGESET).arrays("train")[0]
+    np.testing.assert_allclose(distances, np.linalg.norm(ours - embed(judges.extractor, real)[rows], axis=1), rtol=1e-4)
+    assert distances[0] == pytest.approx(np.linalg.norm(known - ours[0], axis=1).min(), rel=1e-4)
 
 
 @pytest.mark.parametrize("cache", ["same", "new"])
