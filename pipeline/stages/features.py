@@ -94,6 +94,23 @@ def _check_words(real: ImageSet) -> None:
         )
 
 
+def _check_test_split(real: ImageSet, params: Params) -> None:
+    """Raise UserError where `evaluate` will have too few test images for the extractor, before anything is trained."""
+    with torch.device("meta"):
+        extractor = Classifier(
+            channels=real.channels,
+            image_size=real.image_size,
+            classes=len(real.classes),
+            width=params.width,
+            per_channel=params.per_channel,
+        )
+    if "test" in real.counts and (count := sum(real.counts["test"])) <= extractor.dimensions:
+        raise UserError(
+            f"{real.root}: the test split has {count} images; needed more than the {extractor.dimensions} dimensions "
+            f"of the features that evaluate compares, which fall with features.width ({params.width})"
+        )
+
+
 def run(document: Document) -> None:
     """Write out/features: the classifiers, and features.json with their hashes, seeds and accuracies."""
     params = read_params(document)
@@ -105,6 +122,7 @@ def run(document: Document) -> None:
             raise UserError(f"{real.root}: the training split has no image of class '{name}'; needed at least 1")
     if params.per_channel:
         _check_words(real)
+    _check_test_split(real, params)
     trained = train_all(images, labels, classes=len(real.classes), params=params)
     right = {file: predict(classifier, held_out).argmax(axis=1) == truth for file, (classifier, _) in trained.items()}
     with atomic_folder(paths.FEATURES) as folder:

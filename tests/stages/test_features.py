@@ -101,6 +101,18 @@ def test_a_class_without_images_is_named_and_nothing_is_written(
     assert not paths.FEATURES.exists()
 
 
+def test_a_test_split_that_is_too_small_to_compare_is_told_before_anything_is_trained(
+    real: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "train_all", None)
+    sentence = (
+        r"imageset: the test split has 20 images; needed more than the 32 dimensions of the features that evaluate"
+    )
+    with pytest.raises(UserError, match=sentence):
+        run(width=16)
+    assert not paths.FEATURES.exists()
+
+
 def test_letters_for_channels_are_asked_for_where_there_are_none(real: ImageSet) -> None:
     with pytest.raises(UserError, match="its classes are not all words of 1 letters, one for each channel; needed"):
         run(per_channel=True)
