@@ -18,7 +18,7 @@ import click
 
 from pipeline.errors import ForgelineError, end, nearest, of_system
 
-_SEEDS = click.IntRange(0, 2**32 - 1)
+_SEEDS = click.IntRange(0, 2**32 - 1)  # params.SEEDS, whose module takes longer to import than all of this file
 _DAYS = click.FloatRange(0, 36_500)
 
 
@@ -63,6 +63,17 @@ def up() -> None:
 def down() -> None:
     """End what 'forgeline up' started here: the worker, with the run that it is at, then the server."""
     _flows("flows.up", "down")
+
+
+@forgeline.command()
+@click.argument("shares", metavar="SHARE...", nargs=-1, required=True, type=click.FloatRange(0, 1, min_open=True))
+@click.option("--seeds", type=click.IntRange(min=2), default=10, show_default=True, help="Of classifiers.")
+def study(shares: tuple[float, ...], seeds: int) -> None:
+    """Does a set help somebody who has few images? An experiment for each SHARE, such as 0.1, of the real ones.
+
+    In each the generator learns from this share only, as the classifiers do. The experiments are DVC's.
+    """
+    _flows("flows.study", *map(str, shares), "--seeds", str(seeds))
 
 
 def _flows(*words: str) -> None:
@@ -157,7 +168,7 @@ def evaluate(
 
 
 @forgeline.command()
-@click.argument("url", required=False)
+@click.argument("url", required=False, callback=_said)
 @click.option("--name", callback=_said, help="The release's name, instead of publish.name in params.yaml.")
 @click.option("--sign", "key", type=click.Path(path_type=Path), help="A private key (PEM, ed25519) to sign with.")
 @click.option("--harmful", is_flag=True, help="Also a set that was measured to harm; its card says so.")

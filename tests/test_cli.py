@@ -62,6 +62,11 @@ def workspace(tmp_path: Path) -> Path:
                 ["publish", "sets", "--name"],
             )
         ),
+        (["publish", ""], "Invalid value for '[URL]': found nothing, needed a text."),
+        *(
+            (["study", *shares], f"Invalid value for 'SHARE...': {number} is not in the range 0<x<=1.")
+            for shares, number in ((["0.1", "10"], 10.0), (["0"], 0.0))
+        ),
     ],
 )
 def test_wrong_words_get_one_sentence_and_status_2(words: list[str], sentence: str, workspace: Path) -> None:

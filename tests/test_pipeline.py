@@ -5,6 +5,7 @@ The tests share one workspace and build on each other, in the order in which the
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -166,6 +167,29 @@ def test_no_credentials_in_what_a_person_or_a_reader_of_releases_gets(workspace:
     files = [path for path in workspace.root.rglob("*") if path.is_file()]
     assert {"dvc.lock", "manifest.parquet", "metrics.json", "manifest.json"} <= {path.name for path in files}
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+def test_a_study_is_an_experiment_for_each_share_and_leaves_the_workspace_as_it_is(workspace: Workspace) -> None:
+    before = workspace.run("git", "status", "--short")
+    output = workspace.run("forgeline", "study", "1", "0.5", "--seeds", "3")
+    found = re.findall(r"^ *([\d,]+) \((\d+) %\) +(\S+)% +(\S+)% +([+-]\S+) \[(\S+), (\S+)\]", output, re.MULTILINE)
+    assert [(images, share) for images, share, *_ in found] == [("540", "50"), ("1,077", "100")]
+    rows = list(csv.DictReader((workspace.root / "out/study/table.csv").read_text().splitlines()))
+    assert [(row["data_fraction"], row["protocol"], row["real_images"]) for row in rows] == [
+        ("0.5", "same-data", "540"),
+        ("1.0", "same-data", "1077"),
+    ]
+    for row, (_, _, real, mixed, gain, low, high) in zip(rows, found, strict=True):
+        shown = {"real_long": real, "mixed": mixed}
+        shown |= {f"gain_over_real_long{end}": text for end, text in {"": gain, "_low": low, "_high": high}.items()}
+        assert {name: f"{float(row[name]):.2f}" for name in shown} == {
+            name: text.lstrip("+") for name, text in shown.items()
+        }
+    assert (workspace.root / "out/study/study.png").read_bytes().startswith(b"\x89PNG")
+    assert workspace.run("git", "status", "--short") == before
+    again = workspace.run("forgeline", "study", "0.5", "--seeds", "3")
+    assert re.findall(r"^Running stage '(.*)'", again, re.MULTILINE) == ["source"]
+    assert "Stage 'utility' is cached" in again
 
 
 def test_a_misspelt_setting_stops_the_run_before_anything_runs(workspace: Workspace) -> None:

@@ -15,6 +15,7 @@ _ARMS = {
     "mixed": ("mixed: real and synthetic", SYNTHETIC, "-"),
     "real_long": ("real only, as many images seen", REAL, "-"),
     "real": ("real only", REAL, ":"),
+    "synthetic": ("synthetic only", SYNTHETIC, "--"),
 }
 _GAINS = {
     "gain_over_real_long": ("over real only, as many images seen", "s", INK),
@@ -45,9 +46,6 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     left, right = axes[0]
     ticks = [f"{row['data']}\n{row['real_images']:,} images" for row in rows]
     _values(left, {arm: [row["accuracy"][arm] for row in rows] for arm in _ARMS}, _ARMS)
-    alone = rows[0]["accuracy"]["synthetic"]
-    left.axhspan(alone["low"], alone["high"], color=SYNTHETIC, alpha=0.12, linewidth=0)
-    left.axhline(alone["mean"], color=SYNTHETIC, linestyle="--", linewidth=1, label="synthetic only")
     left.set_title("Accuracy on the real test split, %", loc="left", fontweight="bold")
     left.set_xticks(range(len(rows)), ticks)
     _gains(right, {gain: [row[gain] for row in rows] for gain in _GAINS}, _GAINS, [row["verdict"] for row in rows])

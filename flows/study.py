@@ -1,0 +1,112 @@
+"""`forgeline study`: the same-data study, one DVC experiment for each share of the real training images.
+
+In each, generator and classifiers have the same images, this share of them. So a verdict of it holds for somebody who
+has as few, and all verdicts together say from how many images on, or up to how many, a synthetic set helps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dvc.api
+from rich.console import Console
+from rich.table import Table
+
+from flows.commands import dvc as run_dvc
+from flows.graph import read_stages
+from pipeline import paths
+from pipeline.doctor import read_all_params
+from pipeline.errors import FailedError, ending
+from pipeline.imageset.files import atomic_folder
+from pipeline.params import Document
+
+
+def study(workspace: Path, shares: Sequence[float], seeds: int) -> list[dict[str, Any]]:
+    """The row of utility.json that the experiment of each share, in (0, 1], ended with; the smallest share first.
+
+    The experiments stay, as `same-data-SHARE`. What one of them made before is restored and not made again, so that a
+    study which was interrupted goes on. Also writes out/study: table.csv and study.png.
+    """
+    from pipeline.report.utility import draw
+    from pipeline.stages.utility import table
+
+    read_all_params(workspace)
+    read_stages(workspace)
+    source = _absolute_source(Document.load(workspace / paths.PARAMS))
+    rows: list[dict[str, Any]] = []
+    for number, share in enumerate(sorted(set(shares)), start=1):
+        name = f"same-data-{share:g}"
+        print(f"study: experiment {number} of {len(set(shares))}, {name}", flush=True)
+        settings = {"ingest.train_fraction": share, "utility.fractions": "[1.0]", "utility.seeds": seeds, **source}
+        _run_experiment(workspace, name, settings)
+        found = dvc.api.read(str(paths.UTILITY / "utility.json"), repo=str(workspace), rev=name)
+        rows += json.loads(found)["rows"]
+    with atomic_folder(workspace / paths.STUDY) as folder:
+        (folder / "table.csv").write_text(table(rows), encoding="utf-8")
+        draw(folder / "study.png", rows)
+    return rows
+
+
+def _run_experiment(workspace: Path, name: str, settings: Mapping[str, object]) -> None:
+    """In a copy of its own, beside the workspace, whose files stay as they are. Raises FailedError when it fails."""
+    listed = subprocess.run(
+        [sys.executable, "-m", "dvc", "exp", "list", "--name-only"], cwd=workspace, capture_output=True, text=True
+    )
+    if name in listed.stdout.split():
+        run_dvc(workspace, "exp", "remove", name)
+    words = [f"--set-param=++{key}={value}" for key, value in settings.items()]
+    ended = subprocess.run(
+        [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, *words, "utility"], cwd=workspace
+    )
+    if ended.returncode:
+        raise FailedError(f"experiment {name} failed, as said above; what it made is kept, the same command goes on")
+
+
+def _absolute_source(document: Document) -> dict[str, str]:
+    """Raw data that lies here by a relative path, which a copy elsewhere does not find by it."""
+    source = document.content.get("source", {})
+    texts = {key: source[key] for key in ("url", "root") if isinstance(source.get(key), str)}
+    local = {key: text for key, text in texts.items() if "://" not in text}
+    return {f"source.{key}": json.dumps(str(Path(path).resolve())) for key, path in local.items()}
+
+
+def _table(rows: Sequence[Mapping[str, Any]], seeds: int) -> Table:
+    shown = Table(box=None, pad_edge=False, caption_justify="left", caption_style="dim")
+    for column in ("real images", "real only", "with synthetic", "points gained"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    shown.add_column("verdict")
+    for row in rows:
+        gain, accuracy = row["gain_over_real_long"], row["accuracy"]
+        shown.add_row(
+            f"{row['real_images']:,} ({row['data']})",
+            *(f"{accuracy[arm]['mean']:.2f}%" for arm in ("real_long", "mixed")),
+            f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]",
+            row["verdict"],
+        )
+    shown.caption = (
+        "same-data: each generator had the images that its classifiers have. Real only: seen as often. "
+        f"{seeds} seeds, paired 95 % t intervals, real test images."
+    )
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="forgeline study")
+    parser.add_argument("shares", nargs="+", type=float)
+    parser.add_argument("--seeds", type=int, required=True)
+    given = parser.parse_args()
+    with ending():
+        rows = study(Path.cwd(), given.shares, given.seeds)
+        Console().print(_table(rows, given.seeds))
+        for name in ("table.csv", "study.png"):
+            print(paths.STUDY / name)
+
+
+if __name__ == "__main__":
+    main()
