@@ -198,7 +198,7 @@ class ImageSet:
         if missing:
             raise UserError(
                 f"{self.root}: has no image of {len(missing)} of {len(self.classes)} classes "
-                f"({quoted(missing)}); needed at least one of each, as in {real.root}"
+                f"({named(missing)}); needed at least one of each, as in {real.root}"
             )
 
     def verify(self) -> None:
@@ -273,7 +273,7 @@ def check_classes(classes: Sequence[str]) -> None:
         raise ValueError(f"classes is {written}; needed one or more different names")
 
 
-def quoted(names: Sequence[str]) -> str:
+def named(names: Sequence[str]) -> str:
     """Names for a sentence, of many the first."""
     return ", ".join(f"'{name}'" for name in names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
 

@@ -19,13 +19,14 @@ from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.imageset import Row, write_imageset
 from pipeline.imageset.files import sha256_file
-from pipeline.metrics.classifier import Classifier, save
+from pipeline.metrics.classifier import Classifier, embed, save
 from pipeline.metrics.extractors import Settings
-from pipeline.metrics.fidelity import with_spread
+from pipeline.metrics.fidelity import fidelity, with_spread
 from pipeline.metrics.judges import EXTRACTOR, FILTER, INDEX, JUDGES, Judges
 from pipeline.report.against import compare
 
 IN_DOMAIN = Settings()
+MEASURES = ["in_domain", "in_domain_spread", "in_domain_at_floor", "in_domain_floor", "in_domain_floor_spread"]
 
 
 def blobs(count: int, seed: int, *, channels: int = 3, size: int = 8) -> np.ndarray:
@@ -73,6 +74,10 @@ def measure(generated: str, real: str, **settings: Any) -> dict[str, Any]:
     return compare(generated, real, **given | settings)
 
 
+def embedded(images: np.ndarray) -> np.ndarray:
+    return embed(Judges.load(paths.FEATURES).extractor, images)
+
+
 @pytest.fixture
 def sides(workspace: Path) -> tuple[str, str]:
     return write(workspace / "made", blobs(90, 1)), write(workspace / "real", blobs(80, 2))
@@ -113,10 +118,7 @@ def test_equals_the_command_line_of_torch_fidelity(
 def test_folder_archive_and_imageset_of_the_same_images_give_the_same_numbers(
     sides: tuple[str, str], workspace: Path
 ) -> None:
-    judges = Judges.load(paths.FEATURES)
-    from pipeline.metrics.classifier import embed
-
-    expected, _ = with_spread(embed(judges.extractor, blobs(90, 1)), embed(judges.extractor, blobs(80, 2)), seed=2)
+    expected, _ = with_spread(embedded(blobs(90, 1)), embedded(blobs(80, 2)), seed=2)
     archive = shutil.make_archive(str(workspace / "packed"), "zip", sides[0])
     imageset = write_set(workspace / "set", train=blobs(90, 1))
     splits = write_set(workspace / "splits", train=blobs(40, 9), test=blobs(80, 2))
@@ -130,11 +132,79 @@ def test_folder_archive_and_imageset_of_the_same_images_give_the_same_numbers(
         del found["kid"]  # its subsets are drawn by place, and files and ImageSets have an order of their own
         assert found == pytest.approx({name: value for name, value in expected.items() if name != "kid"}, rel=1e-9)
     (protocol,) = measure(imageset, splits, split="test")["protocol"]
-    assert protocol["measures"] == ["in_domain", "in_domain_spread"]
+    assert protocol["measures"] == [*MEASURES, "class_shares"]
+    assert "decoded" not in protocol
     assert protocol["generated"].startswith(f"90 images of {imageset} (")
     assert protocol["real"].startswith(f"80 images of {splits} (")
     assert protocol["real"].endswith(", resize none), split test")
     assert protocol["images"] == "8×8 RGB"
+
+
+def test_the_floor_is_one_half_of_the_real_images_to_the_other(sides: tuple[str, str], workspace: Path) -> None:
+    found = measure(*sides)
+    real, made = embedded(blobs(80, 2)), embedded(blobs(90, 1))
+    random = np.random.Generator(np.random.Philox(2))
+    rows = random.permutation(80)
+    some, others = real[np.sort(rows[:40])], real[np.sort(rows[40:])]
+    floor, spread = with_spread(some, others, seed=2)
+    assert found["in_domain_floor"] == pytest.approx(floor, rel=1e-9)
+    assert found["in_domain_floor_spread"] == pytest.approx(spread, rel=1e-9)
+    drawn = made[np.sort(random.permutation(90)[:40])]
+    assert found["in_domain_at_floor"] == pytest.approx(fidelity(drawn, others, seed=2), rel=1e-9)
+    assert found["protocol"][0]["floor"] == (
+        "40 real images in the place of the generated ones, to 40 others of the same; in_domain_at_floor: 40 generated "
+        "ones to these 40"
+    )
+    assert measure(*sides) == found  # the floor as it was kept
+
+
+def test_images_of_the_same_kind_reach_the_floor_and_others_do_not(workspace: Path) -> None:
+    real = write(workspace / "real", blobs(400, 2))
+    same, darker = write(workspace / "same", blobs(400, 1)), write(workspace / "darker", blobs(400, 1) // 2)
+    found = {name: measure(path, real) for name, path in (("same", same), ("darker", darker))}
+    floor, error = (found["same"][f"in_domain_{name}"]["fid"] for name in ("floor", "floor_spread"))
+    assert found["same"]["in_domain_at_floor"]["fid"] == pytest.approx(floor, abs=5 * error)
+    assert found["darker"]["in_domain_at_floor"]["fid"] > floor + 10 * error
+
+
+def test_where_half_of_the_real_images_is_too_few_there_is_no_floor(sides: tuple[str, str], workspace: Path) -> None:
+    few = write(workspace / "few", blobs(30, 2))
+    found = measure(sides[0], few)
+    assert found["protocol"][0]["measures"] == MEASURES[:2]
+    assert (
+        found["protocol"][0]["floor"] == "none: 15 images, half of the real ones, are not more than the 16 dimensions"
+    )
+
+
+def test_a_partial_set_has_nothing_of_the_classes_that_it_lacks(workspace: Path) -> None:
+    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
+        write(workspace / "real" / name, blobs(30, seed))
+    write(workspace / "made" / "b", blobs(40, 4))
+    found = measure("made", "real")
+    assert found["class_shares"] == {"a": 0, "b": 1, "c": 0}
+    assert found["protocol"][0]["classes"] == "3 of real; without an image in made: 'a', 'c'"
+    assert "class_shares" in found["protocol"][0]["measures"]
+    assert measure("real", "real")["class_shares"] == pytest.approx({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3})
+    flat = write(workspace / "flat", blobs(40, 5))
+    assert "class_shares" not in measure(flat, "real")  # which names no classes
+
+
+def test_transparent_pictures_lie_on_white_and_the_protocol_says_that_torch_fidelity_has_them_otherwise(
+    sides: tuple[str, str], workspace: Path
+) -> None:
+    random = np.random.default_rng(0)
+    for folder in ("clear", "white"):
+        (workspace / folder).mkdir()
+    for number, image in enumerate(blobs(40, 3)):
+        alpha = random.choice([0, 255], (8, 8, 1)).astype(np.uint8)
+        pixels = image.transpose(1, 2, 0)
+        Image.fromarray(np.concatenate([pixels, alpha], axis=2)).save(workspace / "clear" / f"{number}.png")
+        Image.fromarray(np.where(alpha == 0, 255, pixels).astype(np.uint8)).save(workspace / "white" / f"{number}.png")
+    found = measure("clear", sides[1])
+    assert found["in_domain"] == measure("white", sides[1])["in_domain"]
+    assert found["protocol"][0]["decoded"] == (
+        "upright by EXIF, transparency over white, 16 bits scaled to 8; torch-fidelity's own reader does none of these"
+    )
 
 
 def test_of_many_images_some_are_drawn_whatever_holds_them(workspace: Path) -> None:
@@ -228,7 +298,6 @@ def run(*words: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def test_the_command_prints_a_table_or_json(
     sides: tuple[str, str],
-    inception_weights: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -238,7 +307,9 @@ def test_the_command_prints_a_table_or_json(
     assert found == measure("made", "real")
     assert run(*words, monkeypatch=monkeypatch) == 0
     shown = capfd.readouterr().out
-    assert f"{found['in_domain']['fid']:.6g}" in shown
+    for name in ("in_domain", "in_domain_at_floor", "in_domain_floor"):
+        assert f"{found[name]['fid']:.6g}" in shown
+    assert f" ± {found['in_domain_floor_spread']['fid']:.2g}" in shown
     for key, value in found["protocol"][0].items():
         assert key == "measures" or f"{key}: {value}" in shown
 
