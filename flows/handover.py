@@ -31,12 +31,13 @@ from flows.repro import StageRun, is_unchanged, reproduce, restore
 from flows.workers import online
 from pipeline import paths
 from pipeline.delivery.stores import Store
-from pipeline.errors import FailedError, UserError
+from pipeline.errors import FailedError, ForgelineError, UserError
 from pipeline.running import REMOTE_DEPLOYMENT, REMOTE_POOL
 
 _LOOK_SECONDS = 2.0  # between looks at the run
 _MACHINES = 5  # that may be lost before the run gives up
 _SILENT_LEASES = 3  # a machine that has not renewed its lease for so long is lost
+_START_SECONDS = 900.0  # and one that has not begun so long after it was asked for: it may be bought and booted first
 
 
 def hand_over(
@@ -124,7 +125,7 @@ def _follow(client: SyncPrefectClient, work: _Work, say: Callable[[str], None], 
         say(f"    handed to the work pool '{REMOTE_POOL}' as {run.name}")
         if not online(client, REMOTE_POOL):
             say(f"    no worker of it is online, so this waits: 'prefect worker start --pool {REMOTE_POOL}' starts one")
-        heard, pulse = 0, _Pulse(work.store, f"{work.key}/{LEASE}", _SILENT_LEASES * lease_seconds)
+        heard, pulse = 0, _Pulse(work.store, f"{work.key}/{LEASE}", _SILENT_LEASES * lease_seconds, say)
         while True:
             state = client.read_flow_run(run.id).state
             assert state is not None
@@ -134,9 +135,7 @@ def _follow(client: SyncPrefectClient, work: _Work, say: Callable[[str], None], 
                 say(f"    {line}")
             if state.is_final() and heard == before:
                 break
-            if state.type != StateType.RUNNING:
-                pulse.rest()
-            elif pulse.stopped():
+            if pulse.stopped(state.type):
                 client.set_flow_run_state(run.id, Crashed(message="its machine is silent"), force=True)
             time.sleep(_LOOK_SECONDS)
     if state.is_completed():
@@ -176,21 +175,32 @@ def _lines(client: SyncPrefectClient, run: UUID, heard: int) -> tuple[list[str],
 
 @dataclass
 class _Pulse:
-    """The lease of who works, as it is seen from here."""
+    """Whether the machine that has a run is alive, as it is seen from here.
+
+    What it must show is that the run gets on and, once that is running, a lease that changes: one that is not there
+    yet is one that does not.
+    """
 
     store: Store
     path: str
     patience: float
-    seen: bytes | None = None
+    say: Callable[[str], None]
+    seen: object = None
     since: float = field(default_factory=time.monotonic)
+    told: bool = False
 
-    def rest(self) -> None:
-        """Nobody is at work, so that nobody is silent."""
-        self.since = time.monotonic()
-
-    def stopped(self) -> bool:
-        """Whether it has not changed for longer than the patience."""
-        found = self.store.read(self.path)
-        if found is None or found[0] != self.seen:
-            self.seen, self.since = found[0] if found else None, time.monotonic()
-        return time.monotonic() - self.since > self.patience
+    def stopped(self, state: StateType) -> bool:
+        """Whether a machine has the run, now in this state, and nothing has changed for longer than the patience."""
+        lease = None
+        if state == StateType.RUNNING:
+            try:
+                lease = self.store.read(self.path)
+            except ForgelineError as error:  # who cannot be seen is not silent
+                if not self.told:
+                    self.say(f"    the lease of that machine cannot be read at the moment: {error}")
+                self.told, self.since = True, time.monotonic()
+                return False
+        if (state, lease) != self.seen or state not in (StateType.PENDING, StateType.RUNNING):
+            self.seen, self.since = (state, lease), time.monotonic()
+        patience = self.patience if state == StateType.RUNNING else _START_SECONDS
+        return time.monotonic() - self.since > patience

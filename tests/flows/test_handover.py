@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
@@ -27,6 +27,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
 from ruamel.yaml import YAML
 
+from flows import handover
 from flows.graph import read_stages
 from flows.handover import hand_over
 from flows.repro import StageRun
@@ -36,6 +37,7 @@ from pipeline.running import REMOTE_POOL
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 600  # on a busy machine
 LEASE_SECONDS = 8.0
+LOST = "    that machine is lost; the next one goes on from what it mirrored"
 
 
 class Project:
@@ -129,7 +131,7 @@ def project(s3: str, prefect_server: str, tmp_path_factory: pytest.TempPathFacto
 
 
 @contextmanager
-def machine(folder: Path, prefect_server: str) -> Iterator[psutil.Process]:
+def machine(folder: Path, prefect_server: str, environment: Mapping[str, str] = {}) -> Iterator[psutil.Process]:
     """A worker, with a cache and a folder of its own, which vanishes at the end of the block."""
     folder.mkdir()
     with (folder / "log").open("wb") as log:
@@ -142,7 +144,8 @@ def machine(folder: Path, prefect_server: str) -> Iterator[psutil.Process]:
                 "FORGELINE_CACHE": str(folder / "cache"),
                 "PYTHONPATH": str(ROOT),
                 "PREFECT_WORKER_QUERY_SECONDS": "1",
-            },
+            }
+            | dict(environment),
             stdout=log,
             stderr=log,
         )
@@ -195,10 +198,48 @@ def test_a_machine_that_vanishes_is_noticed_and_another_goes_on(
             wait_for(mirrored, handed.done)
         with machine(tmp_path / "second", prefect_server):
             assert handed.result(PATIENCE_SECONDS).outcome == "ran"
-    assert "    that machine is lost; the next one goes on from what it mirrored" in said
+    assert LOST in said
     assert "    goes on from the state that was mirrored" in said
     assert any(line.startswith("    train: goes on from the checkpoint at ") for line in said)
     check_made_as_undisturbed(project)
+
+
+# The program of a run hangs before it is one, or git does when it clones.
+HANGS = {
+    "sitecustomize.py": 'import os, pathlib, time\nif "PREFECT__FLOW_RUN_ID" in os.environ:\n    {hang}\n',
+    "git": "#!{python}\nimport pathlib, time\n{hang}\n",
+}
+
+
+@pytest.mark.parametrize("name", HANGS)
+def test_a_machine_that_vanishes_before_it_has_begun_is_noticed_too(
+    project: Project, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    project.set(images=20_000, snapshot_images=20_000, seed=4 + list(HANGS).index(name))
+    hanging, bin_folder = tmp_path / "hanging", tmp_path / "bin"
+    bin_folder.mkdir()
+    hang = f"pathlib.Path({str(hanging)!r}).touch(); time.sleep(3600)"
+    (bin_folder / name).write_text(HANGS[name].format(python=sys.executable, hang=hang))
+    (bin_folder / name).chmod(0o755)
+    environment = {
+        "PATH": os.pathsep.join([str(bin_folder), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join([str(bin_folder), str(ROOT)]),
+    }
+    monkeypatch.setattr(handover, "_START_SECONDS", LEASE_SECONDS)
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line == LOST:
+            monkeypatch.undo()  # the next may take the time that it needs
+
+    with ThreadPoolExecutor(1) as pool:
+        with machine(tmp_path / "first", prefect_server, environment):
+            handed = pool.submit(copy_context().run, project.hand_over, say)
+            wait_for(hanging.exists, handed.done)
+        with machine(tmp_path / "second", prefect_server):
+            assert handed.result(PATIENCE_SECONDS).outcome == "ran"
+    assert said.count(LOST) == 1
 
 
 def test_a_machine_that_is_told_to_end_leaves_its_last_checkpoint_to_the_next(
