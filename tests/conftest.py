@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,12 +33,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def inception_weights() -> Path:
-    """Inception's weights as torch-fidelity reads them; those of the last layers need not be whole.
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file of weights of Inception as torch-fidelity reads them: $FORGELINE_TEST_INCEPTION, else random ones.
 
-    They are 90 MB, which no test downloads.
+    The true ones are 90 MB, which no test downloads. Whether our numbers are torch-fidelity's does not depend on them,
+    as long as features differ: He's initialization keeps their scale from layer to layer.
     """
-    found = os.environ.get("FORGELINE_TEST_INCEPTION")
-    if found is None or not Path(found).is_file():
-        pytest.skip("Inception's weights are needed in the file $FORGELINE_TEST_INCEPTION")
-    return Path(found)
+    if found := os.environ.get("FORGELINE_TEST_INCEPTION"):
+        yield Path(found)
+        return
+    import torch
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    path = tmp_path_factory.mktemp("inception") / "random.pth"
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["64"])
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(module.weight)
+    torch.save(network.state_dict(), path)
+    yield path
+    path.unlink()

@@ -110,6 +110,7 @@ def test_equals_the_command_line_of_torch_fidelity(
     assert ours["precision"] == pytest.approx(needed["precision"], abs=1e-6)
     assert ours["recall"] == pytest.approx(needed["recall"], abs=1e-6)
     assert 0 < ours["recall"] < 1
+    assert min(ours["fid"], ours["kid"]) > 1e-4  # so that what agrees is not nothing
     (protocol,) = found["protocol"]
     assert protocol["extractor_sha256"] == settings.weights_sha256
     assert "layer 64" in protocol["extractor"]
