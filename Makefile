@@ -67,5 +67,5 @@ $(VENV)/installed-dev: $(VENV)/bin/uv pyproject.toml infra/constraints.txt
 	@echo "make: installs the pinned packages into $(VENV), 6 GB; the first time takes minutes"
 	uv pip install --quiet --python $(VENV)/bin/python --constraint infra/constraints.txt --editable '.[train,dev]'
 	uv pip install --quiet --python $(VENV)/bin/python --constraint infra/constraints.txt --target $(VENV)/workers \
-		prefect-aws prefect-kubernetes
+		prefect-aws prefect-kubernetes prefect-docker==0.7.4
 	@touch $@ $(VENV)/installed-train

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -57,6 +58,24 @@ def test_the_image_has_what_it_copies_and_no_more() -> None:
     assert all((ROOT / name).is_file() for name in copied[0].split())
 
 
+def test_git_in_the_image_gives_the_token_of_the_environment_to_a_remote_that_asks(tmp_path: Path) -> None:
+    """The line of the Dockerfile, by a shell, and what git then makes of it."""
+    found = re.search(r"git config --system (credential\.helper \\\n.*) \\\n", (INFRA / "Dockerfile").read_text())
+    assert found is not None
+    subprocess.run(["sh", "-c", f"git config --file config {found[1]}"], cwd=tmp_path, check=True)
+    nobody = {"GIT_TERMINAL_PROMPT": "0", "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+
+    def filled(**given: str) -> subprocess.CompletedProcess[str]:
+        environment = nobody | {"GIT_CONFIG_SYSTEM": str(tmp_path / "config")} | given
+        asked = "protocol=https\nhost=example.org\n\n"
+        return subprocess.run(
+            ["git", "credential", "fill"], input=asked, env=environment, cwd=tmp_path, capture_output=True, text=True
+        )
+
+    assert filled(GIT_TOKEN="marked+token").stdout.splitlines()[-2:] == ["username=git", "password=marked+token"]
+    assert filled().returncode  # asks, where nobody can answer, and does not try an empty one
+
+
 def test_compose_is_by_the_specification() -> None:
     run(script("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", INFRA / "compose.yaml")
 
@@ -78,7 +97,7 @@ def test_prefect_knows_every_setting_that_is_given_to_it() -> None:
     assert named <= known
 
 
-@pytest.mark.parametrize("kind", ["aws", "kubernetes"])
+@pytest.mark.parametrize("kind", ["aws", "docker", "kubernetes"])
 def test_prefect_s_server_takes_the_job_template(kind: str) -> None:
     from prefect.server.schemas.actions import WorkPoolCreate
     from prefect.utilities.schema_tools import validate
@@ -122,6 +141,49 @@ def test_the_kubernetes_worker_makes_a_job_of_the_template_that_kubernetes_takes
     user = re.search(r"^USER (\d+):", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
     assert user is not None
     assert pod["securityContext"]["runAsUser"] == int(user[1])
+
+
+def test_the_docker_worker_makes_a_container_of_the_template_that_docker_s_client_takes() -> None:
+    """As far as it goes without a daemon: to the body of the request that would create it."""
+    from docker.models.containers import _create_container_args
+    from docker.types import ContainerConfig
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import FlowRun
+    from prefect_docker.worker import DockerWorker, DockerWorkerJobConfiguration
+
+    configuration = asyncio.run(
+        DockerWorkerJobConfiguration.from_template_and_values(
+            read(INFRA / "docker" / "job-template.json"),
+            {
+                "image": "forgeline:1",
+                "gpus": 2,
+                "volumes": ["/home/me/.aws:/home/forgeline/.aws:ro"],
+                "env": {"PREFECT_API_URL": "http://server/api"},
+            },
+            client=PrefectClient("http://127.0.0.1:1/api"),  # which has nothing to ask
+        )
+    )
+    configuration.prepare_for_flow_run(FlowRun(name="night", flow_id=uuid.uuid4()))
+    settings = DockerWorker(work_pool_name="forgeline-gpu")._build_container_settings(None, configuration)
+    arguments = _create_container_args(settings | {"version": "1.44"})
+    host = arguments.pop("host_config")
+    arguments.pop("networking_config", None)
+    body = ContainerConfig(
+        "1.44",
+        arguments.pop("image"),
+        arguments.pop("command"),
+        host_config=host,
+        **{key: value for key, value in arguments.items() if key not in ("name", "version")},
+    )
+    assert body["Image"] == "forgeline:1"
+    assert body["Cmd"] == ["prefect", "flow-run", "execute"]
+    assert {"PREFECT_API_URL=http://server/api", "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR=reschedule"} <= set(
+        body["Env"]
+    )
+    (gpus,) = host["DeviceRequests"]
+    assert (gpus["Count"], gpus["Capabilities"]) == (2, [["gpu"]])
+    assert (host["ShmSize"], host["CapDrop"], host["AutoRemove"]) == (2 * 2**30, ["ALL"], True)
+    assert host["Binds"] == ["/home/me/.aws:/home/forgeline/.aws:ro"]
 
 
 def test_workers_and_runs_have_one_prefect() -> None:
