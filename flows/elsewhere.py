@@ -24,10 +24,20 @@ from flows.mirror import kept
 from flows.place import LOCK, checkout, held
 from flows.repro import reproduce
 from pipeline import paths
-from pipeline.delivery.stores import Store, open_store
+from pipeline.delivery.stores import Access, Store, open_store
 from pipeline.errors import FailedError, ForgelineError, UserError
 
 LEASE_SECONDS = 60.0
+_ACCESS = {  # the settings of a DVC remote that say how it is reached
+    "endpointurl": "endpoint_url",
+    "region": "region",
+    "profile": "profile",
+    "access_key_id": "access_key_id",
+    "secret_access_key": "secret_access_key",
+    "session_token": "session_token",
+    "configpath": "config_file",
+    "credentialpath": "credentials_file",
+}
 SPOKEN = "stage"  # the end of the name of the logger whose lines are for whom handed over
 
 
@@ -85,14 +95,20 @@ def key_of(stage: str, commit: str, folder: str, params: str, lock: str) -> str:
 
 
 def state_store(workspace: Path) -> Store:
-    """The folder state/ beside what DVC keeps in its remote. Raises UserError where there is no such place."""
+    """The folder state/ beside what DVC keeps in its remote, reached as DVC reaches it.
+
+    Raises UserError where there is no such place.
+    """
     with Repo(str(workspace)) as repo:
         name = repo.config["core"].get("remote")
-        url = str(repo.config["remote"][name]["url"]) if name in repo.config["remote"] else None
+        remote = repo.config["remote"].get(name, {})
+    url = str(remote["url"]) if "url" in remote else None
     if url is None or ("://" in url and not url.startswith("s3://")):
         found = "is none" if url is None else f"is {hidden(url)}"
         raise UserError(f"run.remote_stages: the default DVC remote {found}; needed one on s3://, or a folder")
-    return open_store(f"{url.rstrip('/')}/state")
+    return open_store(
+        f"{url.rstrip('/')}/state", Access(**{_ACCESS[key]: remote[key] for key in remote if key in _ACCESS})
+    )
 
 
 @contextmanager

@@ -1,18 +1,26 @@
-"""S3 servers on loopback for tests: moto's in this process, or a real Ceph gateway where FORGELINE_TEST_S3=ceph."""
+"""S3 servers on loopback for tests: moto's in this process, or a real Ceph gateway where FORGELINE_TEST_S3=ceph.
+
+And a proxy before either, which misbehaves on request.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 KEY, SECRET = "marked-key-id", "marked-secret-of-the-store"
 _PATIENCE_SECONDS = 120
@@ -157,3 +165,76 @@ def _free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [int(each.getsockname()[1]) for each in sockets]
+
+
+class Proxy:
+    """Passes requests on to the S3 server. `fault` sees (number, method, path, headers) and may answer otherwise:
+
+    'drop': closes the connection at once; 'lose': passes the request on and closes; 'cut': sends half of the answer;
+    'flip': changes a byte of what was sent; a number: that status and nothing passed on. It may change the headers
+    that are passed on. As S3 does and moto does not, it refuses a body that has not the sha256 that was signed.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.fault: Callable[[int, str, str, dict[str, str]], str | int | None] = lambda *_: None
+        self.log: list[tuple[str, str]] = []
+        proxy, lock, host = self, threading.Lock(), target.removeprefix("http://")
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_any(self) -> None:
+                headers = {key.lower(): value for key, value in self.headers.items()}
+                body = self.rfile.read(int(headers.get("content-length", 0)))
+                headers.pop("expect", None)
+                with lock:
+                    proxy.log.append((self.command, self.path))
+                    number = len(proxy.log)
+                fault = proxy.fault(number, self.command, self.path, headers)
+                if fault == "drop":
+                    self.close_connection = True
+                    return
+                if fault == "flip" and body:
+                    body = bytes([body[0] ^ 1]) + body[1:]
+                if body and headers["x-amz-content-sha256"] != hashlib.sha256(body).hexdigest():
+                    fault = 400
+                if isinstance(fault, int):
+                    status, sent, content = fault, [], b"<Error><Code>Fault</Code><Message>injected</Message></Error>"
+                else:
+                    server = http.client.HTTPConnection(host)
+                    server.request(self.command, self.path, body, headers)
+                    answer = server.getresponse()
+                    status, sent, content = answer.status, answer.getheaders(), answer.read()
+                    server.close()
+                if fault == "lose":
+                    self.close_connection = True
+                    return
+                self.send_response(status)
+                for key, value in sent:
+                    if key.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
+                        self.send_header(key, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if fault == "cut":
+                    content = content[: len(content) // 2]
+                    self.close_connection = True
+                if self.command != "HEAD":
+                    self.wfile.write(content)
+
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any  # noqa: N815
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    @contextmanager
+    def serving(self) -> Iterator[Proxy]:
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        try:
+            yield self
+        finally:
+            self.server.shutdown()
+            self.server.server_close()

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 from botocore import exceptions
 from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
 from botocore.config import Config
-from botocore.session import get_session
+from botocore.session import Session
 
-from pipeline.delivery.stores import MAX_BYTES, BrokenError, ForbiddenError
+from pipeline.delivery.stores import MAX_BYTES, Access, BrokenError, ForbiddenError
 from pipeline.errors import FailedError, UserError
 
 if TYPE_CHECKING:
@@ -63,10 +63,10 @@ def _choose_signer(signature_version: str, **_: object) -> Any:  # str | None, w
 class S3Store:
     """Conditional writes are PutObject with If-None-Match and If-Match: upload_file refuses conditions.
 
-    The plain AWS credential chain and AWS_ENDPOINT_URL_S3 are honoured.
+    The plain AWS credential chain and AWS_ENDPOINT_URL_S3 are honoured, where `access` says nothing else.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, access: Access) -> None:
         self.bucket, _, prefix = url.removeprefix("s3://").strip("/").partition("/")
         if not self.bucket:
             raise UserError(f"'{url}' names no bucket; needed s3://bucket/prefix")
@@ -85,7 +85,20 @@ class S3Store:
         )
         with self._in_a_sentence():
             # As boto3 makes it, less its resources and transfers, which take long to import.
-            self.client = cast("S3Client", get_session().create_client("s3", config=config))
+            session = Session(profile=access.profile)
+            for name in ("config_file", "credentials_file"):
+                if (file := getattr(access, name)) is not None:
+                    session.set_config_variable(name, file)
+            client = session.create_client(
+                "s3",
+                config=config,
+                endpoint_url=access.endpoint_url,
+                region_name=access.region,
+                aws_access_key_id=access.access_key_id,
+                aws_secret_access_key=access.secret_access_key,
+                aws_session_token=access.session_token,
+            )
+            self.client = cast("S3Client", client)
         self.client.meta.events.register_first("choose-signer.s3.PutObject", _choose_signer)  # the first answer counts
 
     def read(self, key: str) -> tuple[bytes, str] | None:

@@ -59,14 +59,28 @@ class Store(Protocol):
         """Remove the object."""
 
 
-def open_store(url: str) -> Store:
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """How a bucket is reached, as far as the environment does not say it; the files are those of AWS' tools."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = None
+    session_token: str | None = None
+    config_file: str | None = None
+    credentials_file: str | None = None
+
+
+def open_store(url: str, access: Access | None = None) -> Store:
     """The store at `url`: s3://bucket/prefix or a folder. Nothing is read or written yet."""
     if url.startswith("s3:///"):
         raise UserError(f"'{url}' names no bucket; needed s3://bucket/prefix")
     if url.startswith("s3://"):
         from pipeline.delivery.s3 import S3Store
 
-        return S3Store(url)
+        return S3Store(url, access or Access())
     if "://" in url or not url:
         raise UserError(f"'{url}' is not a store; needed s3://bucket/prefix or a folder")
     from pipeline.delivery.folder import FolderStore
