@@ -19,14 +19,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
-from pipeline.delivery.stores import Store
+from pipeline.delivery.stores import BrokenError, Store
 from pipeline.errors import FailedError, ForgelineError
 
 LEASE = "lease.json"
 RENEWALS = 4  # in the length of a lease
 _PAUSE_SECONDS = 1.0  # between looks at a lease that another holds, at most
 _RELEASED = ""
+_Result = TypeVar("_Result")
 
 
 class FencedError(FailedError):
@@ -221,10 +223,10 @@ def kept(store: Store, key: str, root: Path, *, seconds: float, say: Callable[[s
     go on at once. Raises FencedError when another went on meanwhile.
     """
     lease, mirror = Lease(store, key, seconds), Mirror(store, key, root)
-    lease.take(say)
+    _patiently(lambda: lease.take(say), seconds)
     shutil.rmtree(root, ignore_errors=True)  # of this clone; what counts is what the last holder has mirrored
     root.mkdir(parents=True)
-    if mirror.restore():
+    if _patiently(mirror.restore, seconds):
         say("goes on from the state that was mirrored")
     keeper = Keeper(lease, mirror, say)
     keeper.start()
@@ -241,5 +243,20 @@ def kept(store: Store, key: str, root: Path, *, seconds: float, say: Callable[[s
     keeper.stop()
     if keeper.fenced:
         raise keeper.fenced
-    mirror.clear()
-    lease.release()
+    try:
+        mirror.clear()
+        lease.release()
+    except ForgelineError as error:  # the work is done all the same
+        say(f"the mirrored state is not removed: {error}")
+
+
+def _patiently(act: Callable[[], _Result], seconds: float) -> _Result:
+    """What `act` gives; a store that does not answer is asked again for so long."""
+    last = time.monotonic() + seconds
+    while True:
+        try:
+            return act()
+        except BrokenError:
+            if time.monotonic() > last:
+                raise
+            time.sleep(_PAUSE_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -273,23 +274,56 @@ def test_work_that_begins_when_another_has_taken_over_already_is_ended_at_once(s
     assert ended.is_set()
 
 
-def test_a_store_that_is_away_for_a_while_is_told_and_the_work_goes_on(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = threading.Event()
-    read: Callable[[str], tuple[bytes, str] | None] = store.read
+@pytest.fixture
+def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[servers.Proxy]:
+    """Before the S3 server, for the stores that are opened from now on."""
+    with servers.Proxy(os.environ["AWS_ENDPOINT_URL_S3"]).serving() as found:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", found.url)
+        yield found
 
-    def refuse(key: str) -> tuple[bytes, str] | None:
-        raise FailedError("the store answered 503")
+
+@pytest.mark.parametrize("fault", [503, "drop"])
+def test_a_store_that_is_away_for_a_while_is_told_and_the_work_goes_on(
+    proxy: servers.Proxy, s3: str, tmp_path: Path, fault: int | str
+) -> None:
+    store, told = open_store(f"{s3}/{tmp_path.name}"), threading.Event()
 
     def say(line: str) -> None:
-        assert line == "the state is not mirrored at the moment: the store answered 503"
+        assert line.startswith("the state is not mirrored at the moment: s3://states/")
         told.set()
 
     with kept(store, KEY, tmp_path / "state", seconds=SHORT, say=say):
-        monkeypatch.setattr(store, "read", refuse)
+        proxy.fault = lambda *_: fault
         assert told.wait(60)
-        monkeypatch.setattr(store, "read", read)
-        lease = read(f"{KEY}/lease.json")
-        while read(f"{KEY}/lease.json") == lease:  # until it is renewed
+        proxy.fault = lambda *_: None
+        lease = store.read(f"{KEY}/lease.json")
+        while store.read(f"{KEY}/lease.json") == lease:  # until it is renewed
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize("fault", [503, "drop"])
+def test_a_store_that_is_away_when_the_work_begins_is_waited_for(
+    proxy: servers.Proxy, s3: str, tmp_path: Path, fault: int | str
+) -> None:
+    store, seen = open_store(f"{s3}/{tmp_path.name}"), list[str]()
+
+    def away(number: int, method: str, path: str, headers: dict[str, str]) -> int | str | None:
+        """For the first time that the lease is asked for, and the first that copies are listed, with all retries."""
+        seen.append("list-type" if "list-type" in path else "")
+        return fault if number <= 3 or 0 < seen.count("list-type") <= 3 else None
+
+    proxy.fault = away
+    with kept(store, KEY, tmp_path / "state", seconds=LONG, say=silently):
+        assert seen.count("list-type") > 3
+    assert store.sizes(f"{KEY}/").keys() == {f"{KEY}/lease.json"}
+
+
+@pytest.mark.parametrize("fault", [503, "drop"])
+def test_work_that_is_done_does_not_fail_since_the_store_is_away_at_its_end(
+    proxy: servers.Proxy, s3: str, tmp_path: Path, fault: int | str
+) -> None:
+    said: list[str] = []
+    with kept(open_store(f"{s3}/{tmp_path.name}"), KEY, tmp_path / "state", seconds=LONG, say=said.append):
+        proxy.fault = lambda *_: fault
+    assert len(said) == 1
+    assert said[0].startswith("the mirrored state is not removed: s3://states/")
