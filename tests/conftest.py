@@ -36,24 +36,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file of weights of Inception as torch-fidelity reads them: $FORGELINE_TEST_INCEPTION, else random ones.
 
-    The true ones are 90 MB, which no test downloads. Whether our numbers are torch-fidelity's does not depend on them,
-    as long as features differ: He's initialization keeps their scale from layer to layer.
+    The true ones are 90 MB, which no test downloads. Whether our numbers are torch-fidelity's does not depend on them.
     """
     if found := os.environ.get("FORGELINE_TEST_INCEPTION"):
         yield Path(found)
         return
-    import torch
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    from inception import write_random_weights
 
     path = tmp_path_factory.mktemp("inception") / "random.pth"
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["64"])
-        for module in network.modules():
-            if isinstance(module, torch.nn.Conv2d):
-                torch.nn.init.kaiming_normal_(module.weight)
-    torch.save(network.state_dict(), path)
+    write_random_weights(path)
     yield path
     path.unlink()

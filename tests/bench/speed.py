@@ -1,16 +1,18 @@
-"""How fast training and sampling are on this machine, each beside what it is measured against: `make bench`.
+"""How fast training, sampling and evaluating are here, each beside what it is measured against: `make bench`.
 
 Both sides of a row run in one process by turns, so that what else the machine does meets both alike; a rate is the
 median of its turns, a ratio the median of the turns' ratios. `--mnist ROOT` adds the FID that both loops reach after
-the same number of images; that takes longer.
+the same number of images, and evaluates images of MNIST instead of random ones; that takes longer.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,8 +36,12 @@ from pipeline.gan.machine import fastest_precision
 from pipeline.gan.model import CHUNK, Model
 from pipeline.gan.training import Snapshot, Trainer
 from pipeline.imageset import Row, write_imageset
-from pipeline.metrics.classifier import embed, train_classifier
+from pipeline.imageset.files import sha256_file
+from pipeline.metrics.classifier import Classifier, embed, train_classifier
+from pipeline.metrics.extractors import INCEPTION, Pretrained, Settings
 from pipeline.metrics.fidelity import frechet_distance
+from pipeline.metrics.judges import EXTRACTOR, FILTER, JUDGES, Judges
+from pipeline.stages import evaluate
 
 BATCH, SIZE, LATENTS = 128, 32, 100
 TURNS = 7
@@ -302,11 +308,86 @@ def quality(console: Console, root: Path, images_seen: int) -> None:
         console.print(f"{name}: {frechet_distance(embed(extractor, images), reference):.3f} after {seconds:,.0f} s")
 
 
+def blurred(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random images that are as smooth as pictures, uint8 (N, 1, 32, 32), and labels."""
+    random = np.random.default_rng(0)
+    small = torch.from_numpy(random.integers(0, 256, (count, 1, 8, 8)).astype(np.float32))
+    return F.interpolate(small, SIZE, mode="bilinear").to(torch.uint8).numpy(), random.integers(0, 10, count)
+
+
 def mnist(root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (N, 1, 32, 32) and labels."""
     found = datasets.MNIST(str(root), train=train, download=True)
     large = F.interpolate(found.data[:, None].float(), SIZE, mode="bilinear", antialias=True)
     return large.round().to(torch.uint8).numpy(), found.targets.numpy()
+
+
+def evaluating(console: Console, images: np.ndarray, labels: np.ndarray) -> None:
+    """All metrics with the in-domain extractor: 10,000 images as generated ones, 10,000 held out, all others known.
+
+    The first time, and again, when what depends on real images only is kept. The networks are as large as those that
+    `features` trains, and hardly trained: how well they judge changes no second.
+    """
+    threads = len(os.sched_getaffinity(0))
+
+    def network(seed: int, blocks: int) -> Classifier:
+        return train_classifier(images, labels, classes=10, seed=seed, images_seen=1000, blocks=blocks)
+
+    about = {"classifiers": {file: {"sha256": f"of {file}"} for file in (EXTRACTOR, FILTER, *JUDGES)}}
+    ensemble = tuple(network(seed, 2) for seed in range(len(JUDGES)))
+    judges = Judges(extractor=network(4, 1), filter=network(5, 1), ensemble=ensemble, about=about)
+    generated, held_out, known = (
+        evaluate.Images(images=images[rows], labels=labels[rows], description=rows_are)
+        for rows, rows_are in (
+            (slice(0, 10_000), "generated"),
+            (slice(10_000, 20_000), "held out"),
+            (slice(20_000, None), "known"),
+        )
+    )
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        os.environ["FORGELINE_CACHE"] = folder  # outside of a DVC repository nothing is kept elsewhere
+        for when in ("the first time", "again"):
+            began = time.perf_counter()
+            with evaluate.side_by_side(threads) as pool:
+                evaluate.evaluate(
+                    generated,
+                    known,
+                    held_out,
+                    pool=pool,
+                    classes=[str(label) for label in range(10)],
+                    judges=judges,
+                    params=evaluate.Params(),
+                )
+            console.print(
+                f"evaluating 10,000 images against 10,000, the nearest of {len(known.images):,}, {when}: "
+                f"{time.perf_counter() - began:.0f} s (demanded: 60)"
+            )
+    torch.set_num_threads(threads)
+
+
+def inception(report: Report, images: np.ndarray) -> None:
+    """What Inception's FID takes nearly all its time for, features, beside the bare network's forward."""
+    sys.path.append(str(Path(__file__).parents[1]))
+    from inception import write_random_weights
+
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder, "random.pth")
+        write_random_weights(weights)
+        extractor = Pretrained(
+            Settings(extractor=INCEPTION, layer=768, weights=str(weights), weights_sha256=sha256_file(weights))
+        )
+    batch = torch.from_numpy(images[:64])
+
+    @torch.inference_mode()
+    def bare(batches: int) -> None:
+        for _ in range(batches):
+            extractor.network(batch.to(extractor.device))
+
+    def embed_images(batches: int) -> None:
+        extractor.embed(np.tile(images[:64], (batches, 1, 1, 1)))
+
+    features, bare_name = "features of Inception", "bare extractor, layer 768"
+    report.add("32×32 to 299×299", features, bare_name, rates({features: embed_images, bare_name: bare}, 64), "0.9")
 
 
 def hardware() -> str:
@@ -336,9 +417,12 @@ def main() -> None:
     images = np.random.default_rng(0).integers(0, 256, (10_000, 3, SIZE, SIZE), np.uint8)
     training(report, images, matrix_rates)
     sampling(report, 64, 3)
+    inception(report, images)
     console.print(report.table)
     for note in report.notes:
         console.print(note)
+    console.print()
+    evaluating(console, *(mnist(asked.mnist, train=True) if asked.mnist else blurred(60_000)))
     if asked.mnist:
         console.print()
         quality(console, asked.mnist, asked.images)
