@@ -17,7 +17,7 @@ TRAINING = OUT / "training"  # train: curves.csv, snapshots.csv, samples.png, gr
 SYNTHETIC = OUT / "synthetic"  # augment: imageset/, manifest.parquet
 VALIDATION = OUT / "validation"  # validate: real/, synthetic/, each report.json and docs/
 EVALUATION = OUT / "evaluation"  # evaluate: model/, synthetic/, each metrics.json and figures/
-UTILITY = OUT / "utility"  # utility: utility.json, table.csv, figures/
+UTILITY = OUT / "utility"  # utility: utility.json, table.csv, choices.csv, figures/
 STUDY = OUT / "study"  # no stage's: 'forgeline study' leaves table.csv and study.png there
 
 IMAGESET = "imageset"

@@ -22,6 +22,8 @@ from pipeline.gan.machine import device
 from pipeline.gan.pixels import to_float
 
 _BATCH = 128
+_WEIGHT_DECAY = 1e-2
+_SMOOTHING = 0.05
 NARROWEST = 8  # channels: oneDNN's AVX2 kernel for the gradient of strided 1×1 convolutions writes past fewer
 _PREDICT_BATCH = 64  # small enough that its maps stay in the cache, and that their memory is used again
 
@@ -114,6 +116,16 @@ def _words(letters: Tensor) -> Tensor:
     return words
 
 
+def recipe(*, width: int, flip: bool) -> str:
+    """What `train_classifier` makes with these settings and one block for each size, for a protocol."""
+    return (
+        f"a residual network (arXiv 1512.03385) with {width} channels at full size, twice as many after each halving "
+        f"and one block for each size, from random weights; AdamW, weight decay {_WEIGHT_DECAY:g}, batches of "
+        f"{_BATCH}, labels smoothed by {_SMOOTHING:g}, warm-up and half a cosine of the learning rate, images turned, "
+        f"zoomed and shifted a little{', and mirrored at even odds' if flip else ', never mirrored'}"
+    )
+
+
 def train_classifier(
     images: np.ndarray,
     labels: np.ndarray,
@@ -154,7 +166,7 @@ def train_classifier(
         )
     where = device()
     classifier.to(memory_format=torch.channels_last).to(where)
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=1e-2, fused=True)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=_WEIGHT_DECAY, fused=True)
     steps = math.ceil(images_seen / _BATCH)
     order = _order(np.ones(len(images)) if weights is None else weights, steps * _BATCH, random)
     for step in range(steps):
@@ -172,9 +184,9 @@ def train_classifier(
 def _loss(logits: Tensor, labels: Tensor, class_weights: np.ndarray | None) -> Tensor:
     """Cross entropy with smoothed labels: the mean over the images, each counting as much as its class weighs."""
     if class_weights is None:
-        return functional.cross_entropy(logits, labels, label_smoothing=0.05)
+        return functional.cross_entropy(logits, labels, label_smoothing=_SMOOTHING)
     weights = torch.from_numpy(class_weights).to(logits)[labels]
-    losses = functional.cross_entropy(logits, labels, label_smoothing=0.05, reduction="none")
+    losses = functional.cross_entropy(logits, labels, label_smoothing=_SMOOTHING, reduction="none")
     return (weights * losses).sum() / weights.sum()
 
 

@@ -49,16 +49,25 @@ PROTOCOLS: dict[Protocol, str] = {
         "gains that receives the synthetic set, and not the data behind it; part of the gain is those other images."
     ),
 }
-INTERVALS = (
-    "Intervals are 95 % t intervals of the difference between two classifiers of the same seed, over the seeds: each "
-    "draws other real images and begins with other weights. A gain's reaches at least as far as one test image counts. "
-    "There is one generator and one test split, and how far another of these would shift a figure is not in them."
-)
 ADVISED = (
     "The part advised to be mixed in is what did best on the validation split, before the test split was read; none "
     "where the interval of its gain there, over real images alone seen as often (of rare classes: oversampled), is not "
     "above zero. Verdicts are on mixing."
 )
+
+
+ENOUGH_SEEDS = 5  # with fewer, a verdict says how many there were
+
+
+def intervals(seeds: int, test_images: int) -> str:
+    """What the intervals are of; whoever shows one shows this line, which begins with `Intervals`."""
+    return (
+        f"Intervals are 95 % t intervals of the difference between two classifiers of the same seed, over {seeds} "
+        f"seeds, on {test_images:,} test images: each seed draws other real images and begins with other weights. A "
+        "gain's reaches at least as far as one test image counts. Each stands for itself: none is corrected for how "
+        "many comparisons there are. There is one generator and one test split, and how far another of these would "
+        "shift a figure is not in them."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +174,16 @@ def draw(contents: Sequence[str], labels: NDArray[np.int64], fraction: float, se
     return stratified_fraction(hashes, labels, fraction)
 
 
+def validation_score(arm: Arm, right: NDArray[np.bool_], labels: NDArray[np.int64]) -> float:
+    """What `arm` is chosen by, in percent: the part of all images that is right, of RARE_ARMS the mean over classes.
+
+    `right` (N,) says which images are, `labels` (N,) of which class each is; a class without images is in no mean.
+    """
+    if arm in RARE_ARMS:
+        return float(100 * np.mean([right[labels == label].mean() for label in np.unique(labels)]))
+    return float(100 * right.mean())
+
+
 def protocol_of(fraction: float, *, same_set: bool) -> Protocol:
     """What a row is called in which classifiers have `fraction` of the real training split of a set.
 
@@ -180,13 +199,16 @@ def verdict(gains: Sequence[Interval]) -> str:
     return "harms" if any(gain.high < 0 for gain in gains) else "makes no difference"
 
 
-def sentence(protocol: Protocol, data: str, generator_data: str, over_real: Interval, over_long: Interval) -> str:
-    """The verdict in words: for whom, by how much, with which intervals.
+def sentence(
+    protocol: Protocol, data: str, generator_data: str, over_real: Interval, over_long: Interval, seeds: int
+) -> str:
+    """The verdict in words: for whom, by how much, with which intervals, and of how many seeds where these are few.
 
     `data` and `generator_data` say what classifier and generator learned from, such as `5 % of the data`.
     """
     word, whom = verdict([over_real, over_long]), _whom(protocol, data, generator_data)
-    return f"{word} {whom}: {points(over_real)} over real only, {points(over_long)} with as many images seen"
+    gains = f"{points(over_real)} over real only, {points(over_long)} with as many images seen"
+    return f"{word} {whom}: {gains}{_few(seeds)}"
 
 
 def rare_verdict(recall: Mapping[Arm, Interval], balanced: Mapping[Arm, Interval]) -> str:
@@ -201,6 +223,7 @@ def rare_sentence(
     rare: Mapping[str, int],
     recall: Mapping[Arm, Interval],
     balanced: Mapping[Arm, Interval],
+    seeds: int,
 ) -> str:
     """The verdict on filling up the classes `rare` (with their real images), by what is gained over each baseline."""
     over: dict[Arm, str] = {
@@ -215,7 +238,7 @@ def rare_sentence(
     word, whom = rare_verdict(recall, balanced), _whom(protocol, data, generator_data)
     return (
         f"filling up the rare classes ({listed(rare)}) {word} {whom}: their recall {recalls}; balanced accuracy "
-        f"{accuracies}"
+        f"{accuracies}{_few(seeds)}"
     )
 
 
@@ -223,6 +246,10 @@ def listed(rare: Mapping[str, int], most: int = 5) -> str:
     """`8 with 11 images, 9 with 12`."""
     names = [f"{name} with {count:,}{'' if number else ' images'}" for number, (name, count) in enumerate(rare.items())]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _few(seeds: int) -> str:
+    return f"; by {seeds} seeds only, fewer than {ENOUGH_SEEDS}" if seeds < ENOUGH_SEEDS else ""
 
 
 def _whom(protocol: Protocol, data: str, generator_data: str) -> str:

@@ -1,4 +1,4 @@
-"""The picture of what a synthetic set is worth: accuracy by share of the real data, and the gain with its interval."""
+"""Pictures of what a synthetic set is worth, by share of the real data, and of how much of it was mixed in."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ _RARE_GAINS = {
     "weighted": ("over class weights", "D", INK),
     "real_long": ("over real only, as many images seen", "o", FAINT),
 }
+_CHOICES = {  # the arm whose synthetic part is chosen, and the arm that has none: what they are chosen by
+    ("mixed", "real_long"): ("Accuracy on validation images, %", "part of the images seen that is synthetic"),
+    ("filled", "oversampled"): (
+        "Filling up: balanced accuracy on validation images, %",
+        "part that is synthetic of a class as good as without real images",
+    ),
+}
 _VERDICTS = {"helps": "#2e7d4f", "makes no difference": FAINT, "harms": "#b3372f"}
 
 
@@ -40,14 +47,13 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Where classes are rare, their recall stands below.
     """
-    rare = [row["rare"] for row in rows if "rare" in row]
+    told = [row for row in rows if "rare" in row]
+    rare = [row["rare"] for row in told]
     figure = new_figure(11.5, 10 if rare else 5)
     axes = figure.subplots(2 if rare else 1, 2, width_ratios=[1.2, 1], squeeze=False)
     left, right = axes[0]
-    ticks = [f"{row['data']}\n{row['real_images']:,} images" for row in rows]
     _values(left, {arm: [row["accuracy"][arm] for row in rows] for arm in _ARMS}, _ARMS)
     left.set_title("Accuracy on the real test split, %", loc="left", fontweight="bold")
-    left.set_xticks(range(len(rows)), ticks)
     _gains(right, {gain: [row[gain] for row in rows] for gain in _GAINS}, _GAINS, [row["verdict"] for row in rows])
     right.set_title("Gain of mixed, percentage points", loc="left", fontweight="bold")
     if rare:
@@ -56,17 +62,46 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         names = list(rare[0]["images"])
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
         left.set_title(f"Recall of the rare classes ({shown}), %", loc="left", fontweight="bold")
-        left.set_xticks(range(len(rows)), ticks)
         gains = {arm: [each["recall_gain"][arm] for each in rare] for arm in _RARE_GAINS}
         _gains(right, gains, _RARE_GAINS, [each["verdict"] for each in rare])
         right.set_title("Gain in it of filling up, percentage points", loc="left", fontweight="bold")
-    for left, right in axes:
+    for (left, right), those in zip(axes, (rows, told), strict=False):
+        left.set_xticks(range(len(those)), [f"{row['data']}\n{row['real_images']:,} images" for row in those])
         left.set_xlabel("real images that the classifier has", color=FAINT)
-        right.set_yticks(range(len(rows)), [f"{row['data']}\n{row['protocol']}" for row in rows])
-        right.set_ylim(len(rows) - 0.5, -0.5)
+        right.set_yticks(range(len(those)), [f"{row['data']}\n{row['protocol']}" for row in those])
+        right.set_ylim(len(those) - 0.5, -0.5)
         right.set_xlabel("paired differences, 95 % intervals over seeds", color=FAINT)
         for each, columns in ((left, 2), (right, 1)):  # on the right a second one would be cut off
             each.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=columns, columnspacing=1.5)
+    save_figure(figure, path)
+
+
+def draw_choices(path: Path, choices: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the `choices` of utility.json as a PNG: what the synthetic part was chosen by, a line for each fraction.
+
+    Each line begins at 0, with real images only.
+    """
+    shown = {arms: words for arms, words in _CHOICES.items() if any(each["arm"] == arms[0] for each in choices)}
+    figure = new_figure(7 * len(shown), 5)
+    all_axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, ((arm, without), (title, part)) in zip(all_axes, shown.items(), strict=True):
+        fractions = sorted({each["fraction"] for each in choices if each["arm"] == arm})
+        for number, fraction in enumerate(fractions, start=1):
+            of_fraction = [each for each in choices if each["fraction"] == fraction]
+            alone = [each for each in of_fraction if each["arm"] == without and each["chosen"]]
+            added = [each for each in of_fraction if each["arm"] == arm]
+            beside = 0.015 * (number - (len(fractions) + 1) / 2)  # that points of equal accuracy can be told apart
+            points = [(each["synthetic_share"] + beside, each["validation_accuracy"]) for each in (*alone, *added)]
+            name = f"{100 * fraction:.3g} % of the real training images"
+            alpha = number / len(fractions)
+            axes.plot(*zip(*points, strict=True), marker="o", color=SYNTHETIC, alpha=alpha, label=name)
+            (best,) = [point for point, each in zip(points[1:], added, strict=True) if each["chosen"]]
+            name = "chosen" if number == len(fractions) else ""
+            axes.plot(*best, "o", markersize=13, fillstyle="none", color=INK, label=name)
+        axes.set_title(title, loc="left", fontweight="bold", color=INK)
+        axes.set_xlabel(part, color=FAINT)
+        axes.set_xticks(sorted({0.0, *(each["synthetic_share"] for each in choices if each["arm"] == arm)}))
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.16), ncols=2)
     save_figure(figure, path)
 
 

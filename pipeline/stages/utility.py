@@ -1,4 +1,4 @@
-"""utility: does the synthetic set help a classifier? → out/utility: utility.json, table.csv, figures/utility.png.
+"""utility: does the synthetic set help a classifier? → out/utility: utility.json, table.csv, choices.csv, figures/.
 
 All classifiers are trained first. For each fraction of the real images, the learning rate (with real images only) and
 the share of synthetic images are chosen on the validation split; then the chosen ones meet the test split, once.
@@ -19,6 +19,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from itertools import chain
 from math import ceil
 from multiprocessing.connection import Connection
@@ -34,13 +35,13 @@ from pipeline import paths
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder
+from pipeline.imageset.imageset import named
 from pipeline.imageset.subset import rare_labels
-from pipeline.metrics.classifier import NARROWEST, load, predict, save
+from pipeline.metrics.classifier import NARROWEST, load, predict, recipe, save
 from pipeline.metrics.utility import (
     ADVISED,
     ARMS,
     BASELINES,
-    INTERVALS,
     PROTOCOLS,
     RARE_ARMS,
     RARE_BASELINES,
@@ -50,6 +51,7 @@ from pipeline.metrics.utility import (
     Interval,
     Protocol,
     Training,
+    intervals,
     percent,
     protocol_of,
     rare_sentence,
@@ -57,6 +59,7 @@ from pipeline.metrics.utility import (
     sentence,
     t_interval,
     train,
+    validation_score,
     verdict,
 )
 from pipeline.params import Document
@@ -133,7 +136,7 @@ def read_params(document: Document) -> tuple[Params, float]:
 
 def run(document: Document) -> None:
     """Write out/utility, whole or not at all. Raises UserError when the two sets do not fit each other."""
-    from pipeline.report.utility import draw
+    from pipeline.report.utility import draw, draw_choices
 
     params, kept_fraction = read_params(document)
     roots = (paths.REAL / paths.IMAGESET, paths.SYNTHETIC / paths.IMAGESET)
@@ -143,14 +146,18 @@ def run(document: Document) -> None:
             f"{synthetic.root}: has {len(synthetic.classes)} classes of shape {synthetic.shape}; needed the "
             f"{len(real.classes)} classes and the shape {real.shape} of {real.root}"
         )
+    synthetic.check_classes_of(real)
     with TemporaryDirectory() as folder, workers(*roots) as pool:
-        outcome = measure(params, pool, Path(folder), imbalanced=bool(rare_labels(real.counts["train"])))
+        outcome = measure(params, pool, Path(folder), imbalanced=bool(_rare_labels(real)))
     report = describe(outcome, params, real, synthetic, kept_fraction)
     with atomic_folder(paths.UTILITY) as folder:
         (folder / "figures").mkdir()
         (folder / "table.csv").write_text(table(report["rows"]), encoding="utf-8")
-        (folder / "utility.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "choices.csv").write_text(_csv(report["choices"]), encoding="utf-8")
+        text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+        (folder / "utility.json").write_text(text + "\n", encoding="utf-8")
         draw(folder / "figures" / "utility.png", report["rows"])
+        draw_choices(folder / "figures" / "choices.png", report["choices"])
     for row in report["rows"]:
         print(f"utility: {row['sentence']}")
         if "rare" in row:
@@ -179,9 +186,7 @@ class Outcome:
     def gain(self, fraction: float, arm: Arm, without: Arm, label: int | None = None) -> Interval:
         """Of `tested`, of the one over the other."""
         images = len(self.test_labels) if label is None else int((self.test_labels == label).sum())
-        return t_interval(
-            self.tested(fraction, arm, label) - self.tested(fraction, without, label), 100 / max(1, images)
-        )
+        return t_interval(self.tested(fraction, arm, label) - self.tested(fraction, without, label), 100 / images)
 
     def advised_share(self, fraction: float, arm: Arm, without: Arm) -> float:
         """The synthetic part of `arm` to mix in: 0 where no gain over `without` is seen on the validation split."""
@@ -190,7 +195,7 @@ class Outcome:
         return chosen[0].synthetic_share if t_interval(gains).low > 0 else 0.0
 
     def tested(self, fraction: float, arm: Arm, label: int | None = None) -> NDArray[np.float64]:
-        """Accuracy on the test split, or on its images of one class, by seed (S,), percent."""
+        """Accuracy on the test split, or on its images of one class, of which it has some, by seed (S,), percent."""
         of_class = self.test_labels == label if label is not None else slice(None)
         return np.array([100 * self.test_right[training][of_class].mean() for training in self.chosen[fraction, arm]])
 
@@ -291,7 +296,7 @@ def _begin(watched: Connection, real: Path, synthetic: Path) -> None:
 
 
 def _train(training: Training, file: Path) -> float:
-    """Train, save to `file`, and return the accuracy on the validation split in percent; of RARE_ARMS the balanced."""
+    """Train, save to `file`, and return the `validation_score`."""
     real, synthetic = _sets
     contents = real.table("train", ["content"])["content"].to_pylist()
     data = Data(
@@ -300,10 +305,7 @@ def _train(training: Training, file: Path) -> float:
     classifier = train(training, data)
     save(classifier, file)
     images, labels = real.arrays("validation")
-    right = predict(classifier, images).argmax(axis=1) == labels
-    if training.arm in RARE_ARMS:
-        return float(100 * np.mean([right[labels == label].mean() for label in np.unique(labels)]))
-    return float(100 * right.mean())
+    return validation_score(training.arm, predict(classifier, images).argmax(axis=1) == labels, labels)
 
 
 def _test(files: Sequence[Path]) -> tuple[NDArray[np.int64], list[NDArray[np.bool_]]]:
@@ -325,7 +327,6 @@ def describe(
         for row in rows
         if imbalanced
     }
-    arms = ARMS | RARE_ARMS if imbalanced else ARMS
     return {
         "synthetic_only_accuracy": t_interval(outcome.tested(0.0, "synthetic")).mean,
         "gain_over_real": {row["data"]: row["gain_over_real"]["mean"] for row in rows},
@@ -345,14 +346,39 @@ def describe(
             for (fraction, arm), settings in outcome.candidates.items()
             for setting in settings
         ],
-        "protocol": [
-            *PROTOCOLS.values(),
-            *(f"{arm}: {meaning}." for arm, meaning in arms.items()),
-            INTERVALS,
-            ADVISED,
-            *([RARE_CLASSES] if imbalanced else []),
-        ],
+        "protocol": _protocol(params, real, synthetic, imbalanced=imbalanced),
     }
+
+
+def _protocol(params: Params, real: ImageSet, synthetic: ImageSet, *, imbalanced: bool) -> list[str]:
+    """How it was measured, on what and with what, a line for each thing."""
+    images = {split: sum(counts) for split, counts in real.counts.items()}
+    untested = [name for name, count in zip(real.classes, real.counts["test"], strict=True) if not count]
+    learned_from = str((synthetic.generator or {}).get("data_fingerprint", "unknown data"))
+    rates, shares = (
+        ", ".join(f"{value:g}" for value in grid) for grid in (params.learning_rates, params.synthetic_shares)
+    )
+    return [
+        *PROTOCOLS.values(),
+        *(f"{arm}: {meaning}." for arm, meaning in (ARMS | RARE_ARMS if imbalanced else ARMS).items()),
+        intervals(params.seeds, images["test"]),
+        ADVISED,
+        *([RARE_CLASSES] if imbalanced else []),
+        *([f"Without a test image, and so in no figure of a class: {named(untested)}."] if untested else []),
+        f"Each classifier is {recipe(width=params.width, flip=params.flip)}.",
+        f"Each saw {params.images_seen:,} images, of the arm real {params.images_seen // 2:,}. Learning rates are of "
+        f"{rates}, synthetic parts of {shares}, chosen by {params.choosing_seeds} of the {params.seeds} seeds on "
+        f"{images['validation']:,} validation images.",
+        f"Real images: {images['train']:,} for training, of {real.fingerprint[:12]}, resize {real.resize or 'none'}. "
+        f"Synthetic images: {sum(synthetic.counts['train']):,}, of {synthetic.fingerprint[:12]}, whose generator "
+        f"learned from {learned_from[:12]}.",
+        f"Library: numpy {version('numpy')}, scipy {version('scipy')}, torch {version('torch')}.",
+    ]
+
+
+def _rare_labels(real: ImageSet) -> list[int]:
+    """The labels of the classes that are rare and have test images: of the others nothing can be measured."""
+    return [label for label in rare_labels(real.counts["train"]) if real.counts["test"][label]]
 
 
 def _row(outcome: Outcome, fraction: float, real: ImageSet, kept_fraction: float, *, same_set: bool) -> dict[str, Any]:
@@ -362,22 +388,27 @@ def _row(outcome: Outcome, fraction: float, real: ImageSet, kept_fraction: float
     protocol = protocol_of(fraction, same_set=same_set)
     data = percent(fraction * kept_fraction)
     generator_data = f"{percent(kept_fraction)} of it" if same_set else "other data"
-    by_class = {name: outcome.gain(fraction, "mixed", "real_long", label) for label, name in enumerate(real.classes)}
-    chosen = outcome.chosen[fraction, "mixed"][0]
+    by_class = {
+        name: asdict(outcome.gain(fraction, "mixed", "real_long", label)) if count else None
+        for label, (name, count) in enumerate(zip(real.classes, real.counts["test"], strict=True))
+    }
+    chosen = outcome.chosen[fraction, "mixed"]
     return {
         "data": data,
         "data_fraction": round(fraction * kept_fraction, 9),
         "real_images": sum(ceil(round(fraction * count, 9)) for count in real.counts["train"]),
         "protocol": protocol,
         "verdict": verdict(list(gains.values())),
-        "sentence": sentence(protocol, f"{data} of the data", generator_data, gains["real"], gains["real_long"]),
+        "sentence": sentence(
+            protocol, f"{data} of the data", generator_data, gains["real"], gains["real_long"], len(chosen)
+        ),
         "gain_over_real": asdict(gains["real"]),
         "gain_over_real_long": asdict(gains["real_long"]),
         "accuracy": {arm: asdict(t_interval(values)) for arm, values in accuracy.items()},
         "accuracy_by_seed": {arm: [round(value, 4) for value in values.tolist()] for arm, values in accuracy.items()},
-        "class_gain_over_real_long": _as_dicts(by_class),
-        "learning_rate": chosen.learning_rate,
-        "synthetic_share": chosen.synthetic_share,
+        "class_gain_over_real_long": by_class,
+        "learning_rate": chosen[0].learning_rate,
+        "synthetic_share": chosen[0].synthetic_share,
         "advised_share": outcome.advised_share(fraction, "mixed", "real_long"),
         **_rare(outcome, fraction, real, protocol, f"{data} of the data", generator_data),
     }
@@ -387,29 +418,28 @@ def _rare(
     outcome: Outcome, fraction: float, real: ImageSet, protocol: Protocol, data: str, generator_data: str
 ) -> dict[str, Any]:
     """What a row has more where classes are rare: their recall, and what is gained by filling them up, in percent."""
-    counts = real.counts["train"]
-    if not (labels := rare_labels(counts)):
+    if not (labels := _rare_labels(real)):
         return {}
-    rare = {real.classes[label]: ceil(round(fraction * counts[label], 9)) for label in labels}
-    by_class = {  # each (classes, seeds)
-        arm: np.stack(
-            [outcome.tested(0.0 if arm == "synthetic" else fraction, arm, label) for label in range(len(real.classes))]
-        )
+    rare = {real.classes[label]: ceil(round(fraction * real.counts["train"][label], 9)) for label in labels}
+    images = {label: count for label, count in enumerate(real.counts["test"]) if count}  # of a class, in the test split
+    by_class = {  # of each class that has test images, by seed
+        arm: {label: outcome.tested(0.0 if arm == "synthetic" else fraction, arm, label) for label in images}
         for arm in ARMS | RARE_ARMS
     }
-    recall = {arm: values[labels].mean(axis=0) for arm, values in by_class.items()}
-    balanced = {arm: values.mean(axis=0) for arm, values in by_class.items()}
-    images = np.bincount(outcome.test_labels, minlength=len(real.classes)).clip(min=1)  # of a class, in the test split
-    steps = 100 / (len(labels) * images[labels].max()), 100 / (len(images) * images.max())  # that one image counts
+    recall, balanced = (
+        {arm: np.mean([values[label] for label in those], axis=0) for arm, values in by_class.items()}
+        for those in (labels, images)
+    )
+    steps = [100 / (len(those) * max(images[label] for label in those)) for those in (labels, images)]  # of one image
     recall_gain, balanced_gain = (
         {arm: t_interval(values["filled"] - values[arm], step) for arm in RARE_BASELINES}
         for values, step in zip((recall, balanced), steps, strict=True)
     )
-    chosen = outcome.chosen[fraction, "filled"][0]
+    chosen = outcome.chosen[fraction, "filled"]
     found = {
         "images": rare,
         "verdict": rare_verdict(recall_gain, balanced_gain),
-        "sentence": rare_sentence(protocol, data, generator_data, rare, recall_gain, balanced_gain),
+        "sentence": rare_sentence(protocol, data, generator_data, rare, recall_gain, balanced_gain, len(chosen)),
         "recall_gain": _as_dicts(recall_gain),
         "balanced_accuracy_gain": _as_dicts(balanced_gain),
         "recall": _as_dicts({arm: t_interval(values) for arm, values in recall.items()}),
@@ -417,10 +447,12 @@ def _rare(
         "recall_by_seed": {arm: [round(value, 4) for value in values.tolist()] for arm, values in recall.items()},
         "recall_by_class": {
             name: {arm: round(float(values[label].mean()), 4) for arm, values in by_class.items()}
+            if label in images
+            else None
             for label, name in enumerate(real.classes)
         },
-        "learning_rate": chosen.learning_rate,
-        "synthetic_share": chosen.synthetic_share,
+        "learning_rate": chosen[0].learning_rate,
+        "synthetic_share": chosen[0].synthetic_share,
         "advised_share": outcome.advised_share(fraction, "filled", "oversampled"),
     }
     return {"rare": found}
@@ -443,8 +475,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         for name, interval in intervals.items():
             line |= {name: interval["mean"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
         flat.append(line)
+    return _csv(flat)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of which some may have more: classes can be rare with one share of the data and not with another."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(flat[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(chain.from_iterable(rows))), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat)
+    writer.writerows(rows)
     return text.getvalue()

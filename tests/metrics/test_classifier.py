@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,17 @@ from sklearn.datasets import load_digits
 
 from pipeline.errors import FailedError
 from pipeline.gan.pixels import to_float
-from pipeline.metrics.classifier import Classifier, _loss, _order, embed, load, predict, save, train_classifier
+from pipeline.metrics.classifier import (
+    Classifier,
+    _loss,
+    _order,
+    embed,
+    load,
+    predict,
+    recipe,
+    save,
+    train_classifier,
+)
 
 
 def noise(count: int, size: int = 8, channels: int = 1, seed: int = 0) -> np.ndarray:
@@ -56,6 +67,21 @@ def test_leaves_the_global_random_numbers_alone() -> None:
     state = torch.get_rng_state()
     train_classifier(*sides(50, 1), classes=2, seed=0, images_seen=128, width=8)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_weighted_loss_of_two_images_is_that_by_hand() -> None:
+    logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])  # even odds, and three to one
+    first, second = math.log(2), -(0.025 * math.log(3 / 4) + 0.975 * math.log(1 / 4))  # 0.05 of the label is even
+    found = _loss(logits, torch.tensor([0, 1]), np.array([0.1, 0.5])).item()
+    assert found == pytest.approx((0.1 * first + 0.5 * second) / 0.6, rel=1e-6)
+
+
+def test_a_protocol_says_what_was_trained() -> None:
+    said = recipe(width=24, flip=True)
+    assert "with 24 channels" in said
+    assert "batches of 128" in said
+    assert "mirrored at even odds" in said
+    assert "never mirrored" in recipe(width=24, flip=False)
 
 
 def test_weights_of_the_inverse_size_make_the_loss_the_mean_over_classes() -> None:

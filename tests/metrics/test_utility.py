@@ -1,9 +1,10 @@
-"""Intervals by their closed form, what a row may be called, and what each arm trains on."""
+"""Intervals by their closed form, what a row may be called, what each arm trains on and is chosen by."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.metrics import utility
 from pipeline.metrics.utility import (
+    RARE_ARMS,
     RARE_BASELINES,
     Arm,
     Data,
@@ -19,12 +22,14 @@ from pipeline.metrics.utility import (
     Training,
     draw,
     filling_weights,
+    intervals,
     protocol_of,
     rare_sentence,
     rare_verdict,
     sentence,
     t_interval,
     train,
+    validation_score,
     verdict,
 )
 
@@ -83,12 +88,34 @@ def test_a_set_helps_only_against_both_baselines(gains: tuple[Interval, Interval
 
 def test_only_same_data_says_that_it_helps_at_a_share_of_the_data() -> None:
     gains = Interval(mean=1.234, low=0.5, high=2), Interval(mean=1, low=0.25, high=1.75)
-    same = sentence("same-data", "10 % of the data", "10 % of it", *gains)
-    shared = sentence("shared-generator", "10 % of the data", "100 % of it", *gains)
+    same = sentence("same-data", "10 % of the data", "10 % of it", *gains, seeds=5)
+    shared = sentence("shared-generator", "10 % of the data", "100 % of it", *gains, seeds=5)
     assert same.startswith("helps at 10 % of the data")
     assert "helps at" not in shared
     assert "whose generator learned from 100 % of it" in shared
     assert "+1.23 points [+0.50, +2.00] over real only, +1.00 points [+0.25, +1.75]" in shared
+
+
+def test_a_verdict_of_few_seeds_says_how_few() -> None:
+    said = {seeds: sentence("same-data", "5 %", "5 % of it", ABOVE, ABOVE, seeds) for seeds in (2, 4, 5)}
+    assert said[2].endswith("with as many images seen; by 2 seeds only, fewer than 5")
+    assert said[4].endswith("; by 4 seeds only, fewer than 5")
+    assert said[5].endswith("with as many images seen")
+    rare = rare_sentence("same-data", "5 %", "5 % of it", {"8": 1}, rare_gains(), rare_gains(), 3)
+    assert rare.endswith("; by 3 seeds only, fewer than 5")
+
+
+def test_the_line_of_the_intervals_carries_seeds_test_images_and_that_nothing_is_corrected() -> None:
+    line = intervals(7, 1234)
+    assert line.startswith("Intervals are 95 % t intervals")  # what cards and summaries find it by
+    assert "over 7 seeds, on 1,234 test images" in line
+    assert "none is corrected for how many comparisons there are" in line
+
+
+@pytest.mark.parametrize(("arm", "score"), [(arm, 50) for arm in RARE_ARMS] + [("mixed", 75), ("real_long", 75)])
+def test_arms_that_are_told_of_rare_classes_are_chosen_by_the_mean_over_classes(arm: Arm, score: float) -> None:
+    right, labels = np.array([True, True, True, False]), np.array([0, 0, 0, 2])  # none of class 1, which counts not
+    assert validation_score(arm, right, labels) == score
 
 
 sizes = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 60)), min_size=1, max_size=6)
@@ -131,7 +158,7 @@ def test_filling_up_helps_only_when_it_beats_all_that_is_told_of_rare_classes(
 
 def test_the_rare_classes_and_what_was_beaten_are_named() -> None:
     said = rare_sentence(
-        "same-data", "100 % of the data", "100 % of it", {"8": 11, "9": 1}, rare_gains(), rare_gains(weighted=AROUND)
+        "same-data", "100 % of the data", "100 % of it", {"8": 11, "9": 1}, rare_gains(), rare_gains(weighted=AROUND), 5
     )
     assert said.startswith("filling up the rare classes (8 with 11 images, 9 with 1) helps at 100 % of the data, which")
     assert "their recall +2.00 points [+1.00, +3.00] over real only, +2.00" in said
@@ -169,18 +196,53 @@ def data() -> Data:
     )
 
 
-def trained(data: Data, synthetic_share: float, arm: Arm = "mixed") -> torch.Tensor:
-    training = Training(
+def training_of(arm: Arm, synthetic_share: float, seed: int = 3) -> Training:
+    return Training(
         arm=arm,
         fraction=0.5,
-        seed=3,
+        seed=seed,
         images_seen=300,
         learning_rate=0.01,
         width=8,
         flip=False,
         synthetic_share=synthetic_share,
     )
-    return train(training, data).head.weight
+
+
+def trained(data: Data, synthetic_share: float, arm: Arm = "mixed") -> torch.Tensor:
+    return train(training_of(arm, synthetic_share), data).head.weight
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What `train` asks to be trained on, call by call; nothing is."""
+    calls: list[dict[str, Any]] = []
+
+    def record(images: np.ndarray, labels: np.ndarray, **settings: Any) -> None:
+        calls.append({"images": images, "labels": labels, **settings})
+
+    monkeypatch.setattr(utility, "train_classifier", record)
+    return calls
+
+
+def test_the_arms_of_a_seed_have_the_same_real_images_and_first_weights(
+    data: Data, shown: list[dict[str, Any]]
+) -> None:
+    arms: dict[Arm, float] = {"real_long": 0.0, "real": 0.0, "mixed": 0.5}
+    arms |= {"oversampled": 0.0, "weighted": 0.0, "filled": 0.5}
+    known = {image.tobytes() for image in data.real[0]}
+    by_seed = []
+    for seed in (3, 4):
+        for arm, share in arms.items():
+            train(training_of(arm, share, seed), data)
+        first, *others = ([image.tobytes() for image in call["images"] if image.tobytes() in known] for call in shown)
+        assert len(first) == 20
+        assert all(other == first for other in others)
+        assert {call["seed"] for call in shown} == {seed}
+        assert [len(call["images"]) for call in shown] == [20 if share == 0 else 60 for share in arms.values()]
+        by_seed.append(first)
+        shown.clear()
+    assert set(by_seed[0]) != set(by_seed[1])
 
 
 @pytest.mark.parametrize(
@@ -214,6 +276,17 @@ def test_each_arm_that_is_told_of_rare_classes_learns_in_its_own_way(imbalanced:
     for one in arms:
         for other in arms:
             assert torch.equal(weights[one], weights[other]) is (one == other)
+
+
+def test_losses_are_weighted_by_the_inverse_size_of_the_class(imbalanced: Data, shown: list[dict[str, Any]]) -> None:
+    arms: tuple[Arm, ...] = ("weighted", "real_long", "oversampled")
+    for arm in arms:
+        train(training_of(arm, 0.0), imbalanced)
+    weighted, *others = shown
+    assert np.bincount(weighted["labels"]).tolist() == [10, 2]
+    assert weighted["class_weights"].tolist() == [1 / 10, 1 / 2]
+    assert len(set(weighted["weights"])) == 1  # shown as often as any other image
+    assert [call["class_weights"] for call in others] == [None, None]
 
 
 @pytest.mark.parametrize("arm", ["oversampled", "filled"])

@@ -12,20 +12,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from scipy.stats import ttest_rel
 from sklearn.datasets import load_digits
 
 from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.imageset import ImageSet, Row, write_imageset
 from pipeline.imageset.layout import content_hash
-from pipeline.metrics.utility import ARMS
+from pipeline.metrics.utility import ARMS, RARE_ARMS
 from pipeline.params import Document
-from pipeline.report.utility import draw
+from pipeline.report.utility import draw, draw_choices
 from pipeline.stages import utility
 from pipeline.stages.utility import Outcome, Params
 
@@ -95,10 +98,41 @@ SMALL = Params(fractions=(0.1,), seeds=3, images_seen=4000, learning_rates=(0.01
 TINY = Params(fractions=(0.2, 1.0), seeds=2, images_seen=1000, learning_rates=(0.005, 0.01), width=8)
 
 
-def only_row(outcome: Outcome, params: Params) -> dict[str, Any]:
+def described(outcome: Outcome, params: Params) -> dict[str, Any]:
     sets = ImageSet.open(paths.REAL / paths.IMAGESET), ImageSet.open(paths.SYNTHETIC / paths.IMAGESET)
-    (row,) = utility.describe(outcome, params, *sets, kept_fraction=1.0)["rows"]
+    return utility.describe(outcome, params, *sets, kept_fraction=1.0)
+
+
+def only_row(outcome: Outcome, params: Params) -> dict[str, Any]:
+    (row,) = described(outcome, params)["rows"]
     return dict(row)
+
+
+def guessed(params: Params, test_labels: np.ndarray) -> Outcome:
+    """What was found where nothing was trained: by chance."""
+    random = np.random.default_rng(0)
+    outcome = Outcome(choosing_seeds=params.choosing_seeds, test_labels=test_labels)
+    keys = [(fraction, arm) for fraction in params.fractions for arm in (ARMS | RARE_ARMS) if arm != "synthetic"]
+    for fraction, arm in (*keys, (0.0, "synthetic")):
+        shares = params.synthetic_shares if arm in ("mixed", "filled") else (float(arm == "synthetic"),)
+        settings = [
+            tuple(params.training(arm, fraction, seed, 0.01, share) for seed in range(params.seeds)) for share in shares
+        ]
+        outcome.candidates[fraction, arm] = settings
+        outcome.validation |= {training: random.uniform(80, 90) for setting in settings for training in setting}
+        outcome.chosen[fraction, arm] = max(settings, key=outcome.validated)
+        outcome.test_right |= {
+            training: random.random(len(test_labels)) < 0.8 for training in outcome.chosen[fraction, arm]
+        }
+    return outcome
+
+
+def same_interval(found: Mapping[str, float], one: Sequence[float], other: Sequence[float], step: float) -> bool:
+    """Whether `found` is scipy's paired interval of the two by seed, ± `step` at least."""
+    low, high = ttest_rel(one, other).confidence_interval(0.95)
+    mean = np.subtract(one, other).mean()
+    needed = mean, min(low, mean - step), max(high, mean + step)
+    return tuple(found.values()) == pytest.approx(needed, abs=1e-3)
 
 
 def test_noise_is_not_called_helpful(measure: Callable[..., Outcome]) -> None:
@@ -125,7 +159,8 @@ def test_gains_are_the_means_of_paired_differences(measure: Callable[..., Outcom
     params = Params(fractions=(0.1,), seeds=2, images_seen=1000, learning_rates=(0.01,), synthetic_shares=(0.5,))
     row = only_row(measure(params), params)
     by_seed = {arm: np.array(values) for arm, values in row["accuracy_by_seed"].items()}
-    assert row["gain_over_real"]["mean"] == pytest.approx(np.mean(by_seed["mixed"] - by_seed["real"]), abs=1e-3)
+    for arm in ("real", "real_long"):
+        assert same_interval(row[f"gain_over_{arm}"], by_seed["mixed"], by_seed[arm], step=100 / len(LABELS[TEST]))
     test_labels = LABELS[TEST]
     weighted = sum(
         row["class_gain_over_real_long"][name]["mean"] * np.mean(test_labels == label)
@@ -171,16 +206,128 @@ def test_only_what_gains_on_validation_beyond_chance_is_advised(gains: Sequence[
     assert outcome.advised_share(0.1, "mixed", "real_long") == advised
 
 
-def test_a_class_without_test_images_has_no_gain_and_stops_nothing() -> None:
-    params = Params(seeds=2)
-    chosen = {
-        (0.1, arm): tuple(params.training(arm, 0.1, seed, 0.01) for seed in range(2)) for arm in ("mixed", "real_long")
-    }
-    right = {training: np.array([True, False]) for setting in chosen.values() for training in setting}
-    outcome = Outcome(choosing_seeds=2, chosen=chosen, test_labels=np.array([0, 0]), test_right=right)
-    assert outcome.gain(0.1, "mixed", "real_long").mean == 0
-    with pytest.warns(RuntimeWarning):
-        assert np.isnan(outcome.gain(0.1, "mixed", "real_long", 1).mean)
+def test_the_intervals_of_gains_are_paired_by_seed() -> None:
+    write_real(train=thinned())
+    write_synthetic(DIGITS[REST], LABELS[REST])
+    params = Params(fractions=(0.1, 1.0), seeds=5)
+    labels = LABELS[TEST]
+    for row in described(guessed(params, labels), params)["rows"]:
+        by_seed = row["accuracy_by_seed"]
+        for arm in ("real", "real_long"):
+            assert same_interval(row[f"gain_over_{arm}"], by_seed["mixed"], by_seed[arm], step=100 / len(labels))
+        by_seed = row["rare"]["recall_by_seed"]
+        for arm, found in row["rare"]["recall_gain"].items():
+            step = 100 / (2 * np.bincount(labels)[8:].max())
+            assert same_interval(found, by_seed["filled"], by_seed[arm], step)
+
+
+def test_the_seeds_of_all_arms_are_the_same_and_each_classifier_sees_what_its_arm_may(
+    measure: Callable[..., Outcome],
+) -> None:
+    write_real(train=thinned())
+    write_synthetic(DIGITS[REST], LABELS[REST])
+    params = dataclasses.replace(TINY, fractions=(1.0,), learning_rates=(0.01,), synthetic_shares=(0.5,))
+    outcome = measure(params, imbalanced=True)
+    assert {arm for _, arm in outcome.chosen} == {*ARMS, *RARE_ARMS}
+    for (_, arm), setting in outcome.chosen.items():
+        assert [training.seed for training in setting] == [0, 1]
+        assert {training.images_seen for training in setting} == {500 if arm == "real" else 1000}
+        assert {training.synthetic_share for training in setting} == {
+            {"mixed": 0.5, "filled": 0.5, "synthetic": 1.0}.get(arm, 0.0)
+        }
+
+
+@pytest.mark.parametrize("label", [0, 9])  # one of many images, and a rare one
+def test_a_class_without_test_images_has_no_figure_and_changes_none(label: int) -> None:
+    shown = LABELS[TEST] != label
+    write_real(test=(DIGITS[TEST][shown], LABELS[TEST][shown]), train=thinned())
+    write_synthetic(DIGITS[REST], LABELS[REST])
+    params = Params(fractions=(1.0,), seeds=3)
+    report = described(guessed(params, LABELS[TEST][shown]), params)
+    json.dumps(report, allow_nan=False)
+    (row,) = report["rows"]
+    others = [name for name in CLASSES if name != str(label)]
+    assert row["class_gain_over_real_long"][str(label)] is None
+    assert None not in [row["class_gain_over_real_long"][name] for name in others]
+    assert f"Without a test image, and so in no figure of a class: '{label}'." in report["protocol"]
+    rare = row["rare"]
+    assert list(rare["images"]) == [name for name in "89" if name in others]
+    assert rare["recall_by_class"][str(label)] is None
+    for arm in ("filled", "weighted"):
+        recalls = {name: rare["recall_by_class"][name][arm] for name in others}
+        assert rare["balanced_accuracy"][arm]["mean"] == pytest.approx(np.mean(list(recalls.values())), abs=1e-3)
+        assert rare["recall"][arm]["mean"] == pytest.approx(
+            np.mean([recalls[name] for name in rare["images"]]), abs=1e-3
+        )
+
+
+def test_rare_classes_that_no_test_image_shows_are_not_asked_for() -> None:
+    shown = LABELS[TEST] < 8
+    write_real(test=(DIGITS[TEST][shown], LABELS[TEST][shown]), train=thinned())
+    write_synthetic(DIGITS[REST], LABELS[REST])
+    params = Params(fractions=(1.0,), seeds=2)
+    report = described(guessed(params, LABELS[TEST][shown]), params)
+    assert "rare" not in report["rows"][0]
+    assert not any(line.startswith(("filled", "Rare")) for line in report["protocol"])
+
+
+def test_the_protocol_says_on_what_and_with_what_it_was_measured() -> None:
+    real = write_real()
+    synthetic = write_synthetic(DIGITS[REST], LABELS[REST], data_fingerprint=real.fingerprint)
+    params = Params(fractions=(1.0,), seeds=7, choosing_seeds=3, images_seen=20_000, width=24, flip=True)
+    report = described(guessed(params, LABELS[TEST]), params)
+    (line,) = [line for line in report["protocol"] if line.startswith("Intervals")]
+    assert "over 7 seeds, on 400 test images" in line
+    told = "\n".join(report["protocol"])
+    for said in (
+        "a residual network (arXiv 1512.03385) with 24 channels",
+        "mirrored at even odds.",
+        "Each saw 20,000 images, of the arm real 10,000. Learning rates are of 0.005, 0.02, synthetic parts of 0.3, "
+        "0.7, chosen by 3 of the 7 seeds on 100 validation images.",
+        f"Real images: 400 for training, of {real.fingerprint[:12]}, resize none. Synthetic images: 897, of "
+        f"{synthetic.fingerprint[:12]}, whose generator learned from {real.fingerprint[:12]}.",
+        f"torch {version('torch')}.",
+        "numpy ",
+    ):
+        assert said in told
+    assert "Without a test image" not in told
+    assert "seeds only" not in report["rows"][0]["sentence"]
+    few = dataclasses.replace(params, seeds=3)
+    assert described(guessed(few, LABELS[TEST]), few)["rows"][0]["sentence"].endswith("; by 3 seeds only, fewer than 5")
+
+
+def test_classes_may_be_rare_with_one_share_of_the_data_only(tmp_path: Path) -> None:
+    """As in a study, in which `ingest` keeps other numbers of images for each share."""
+    write_synthetic(DIGITS[REST], LABELS[REST])
+    params = Params(fractions=(1.0,), seeds=2)
+    rows = []
+    for train in ((DIGITS[TRAIN], LABELS[TRAIN]), thinned()):
+        write_real(train=train)
+        rows.append(only_row(guessed(params, LABELS[TEST]), params))
+    plain, thin = csv.DictReader(utility.table(rows).splitlines())
+    assert plain["rare_recall_filled"] == ""
+    assert float(thin["rare_recall_filled"]) == rows[1]["rare"]["recall"]["filled"]["mean"]
+    draw(tmp_path / "study.png", rows)
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_choices_are_drawn_with_the_chosen_one_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_real(train=thinned())
+    write_synthetic(DIGITS[REST], LABELS[REST])
+    params = Params(fractions=(0.1, 1.0), seeds=2)
+    choices = described(guessed(params, LABELS[TEST]), params)["choices"]
+    figures: list[Figure] = []
+    monkeypatch.setattr("pipeline.report.utility.save_figure", lambda figure, _: figures.append(figure))
+    draw_choices(tmp_path / "choices.png", choices)
+    for axes, arms in zip(figures[0].axes, (("real_long", "mixed"), ("oversampled", "filled")), strict=True):
+        for number, fraction in enumerate(params.fractions):
+            line, ring = axes.lines[2 * number : 2 * number + 2]
+            tried = [each for arm in arms for each in choices if (each["arm"], each["fraction"]) == (arm, fraction)]
+            points = [(each["synthetic_share"], each["validation_accuracy"]) for each in tried]
+            np.testing.assert_allclose(line.get_xydata(), points, atol=0.02)
+            assert line.get_label() == f"{('10', '100')[number]} % of the real training images"
+            (chosen,) = [point for point, each in zip(points[1:], tried[1:], strict=True) if each["chosen"]]
+            np.testing.assert_allclose(ring.get_xydata(), [chosen], atol=0.02)
 
 
 def thinned() -> tuple[np.ndarray, np.ndarray]:
@@ -247,7 +394,7 @@ def test_one_worker_and_two_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch
         utility.run(document())
         written.append({path.name: path.read_bytes() for path in paths.UTILITY.rglob("*") if path.is_file()})
     assert written[0] == written[1]
-    assert set(written[0]) == {"utility.json", "table.csv", "utility.png"}
+    assert set(written[0]) == {"utility.json", "table.csv", "choices.csv", "utility.png", "choices.png"}
     report = json.loads(written[0]["utility.json"])
     assert [(row["data"], row["protocol"]) for row in report["rows"]] == [
         ("2 %", "shared-generator"),
@@ -255,6 +402,9 @@ def test_one_worker_and_two_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch
     ]
     lines = list(csv.DictReader(written[0]["table.csv"].decode().splitlines()))
     assert [float(line["gain_over_real"]) for line in lines] == list(report["gain_over_real"].values())
+    choices = list(csv.DictReader(written[0]["choices.csv"].decode().splitlines()))
+    assert choices == [{name: str(value) for name, value in each.items()} for each in report["choices"]]
+    assert {choice["arm"] for choice in choices if choice["chosen"] == "True"} == set(ARMS)
 
 
 @pytest.mark.parametrize("other", [{"data_fingerprint": "0" * 64}, {"parent_sha256": "0" * 64}])
@@ -339,3 +489,21 @@ def test_sets_that_do_not_fit_are_refused() -> None:
     )
     with pytest.raises(UserError, match=r"^out/synthetic/imageset: has 2 classes of shape \(3, 8, 8\); needed the 10"):
         utility.run(document())
+
+
+@pytest.mark.parametrize(
+    ("held", "sentence"),
+    [
+        (LABELS != 3, "has no image of 1 of 10 classes ('3'); needed at least one of each, as in out/real/imageset"),
+        (LABELS == 3, "has no image of 9 of 10 classes ('0', '1', '2', '4', "),
+    ],
+)
+def test_a_synthetic_set_that_lacks_classes_is_refused_before_anything_is_trained(
+    held: np.ndarray, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_real()
+    write_synthetic(DIGITS[held][:50], LABELS[held][:50])
+    monkeypatch.delattr(utility, "measure")
+    with pytest.raises(UserError, match=r"^out/synthetic/imageset: ") as error:
+        utility.run(document())
+    assert sentence in str(error.value)
