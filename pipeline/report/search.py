@@ -10,19 +10,24 @@ from pipeline.report.figures import FAINT, INK, SYNTHETIC, new_figure, save_figu
 
 
 def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the rows of search.csv, a line for each least confidence, as a PNG; what has no score is left out."""
+    """Draw the rows of search.csv, a line for each filter, as a PNG; what has no score is left out."""
     figure = new_figure(7.2, 3.8)
     axes = figure.subplots()
-    levels = sorted({row["min_confidence"] for row in rows})
-    for number, least in enumerate(levels):
-        line = [row for row in rows if row["min_confidence"] == least and row["surprise"] is not None]
+    filters = sorted({(row["min_confidence"], row["manifold_neighbours"]) for row in rows})
+    for number, (least, neighbours) in enumerate(filters):
+        line = [
+            row
+            for row in rows
+            if (row["min_confidence"], row["manifold_neighbours"]) == (least, neighbours)
+            and row["surprise"] is not None
+        ]
         axes.plot(
             [row["spread"] for row in line],
             [row["surprise"] for row in line],
             marker="o",
             color=SYNTHETIC,
-            alpha=(number + 1) / len(levels),
-            label=f"confidence at least {least:g}",
+            alpha=(number + 1) / len(filters),
+            label=f"confidence at least {least:g}" + (f", on the manifold of {neighbours}" if neighbours else ""),
         )
     for row in rows:
         if row["chosen"] and row["surprise"] is not None:

@@ -3,11 +3,13 @@
 The set is class-balanced, or has as many images of a class as params.yaml says, such as to fill up rare ones.
 
 Latents are drawn wider than in training, and what a classifier does not take for the asked-for class is dropped (GaFi,
-arXiv 2305.10118); so are near-copies of training images. Samples are judged in the order of their index and each class
-keeps the first that pass: a larger set begins with the smaller one.
+arXiv 2305.10118); so is, where that is asked for, what lies among no real images of its class in the features of this
+classifier (precision, arXiv 1904.06991), and so are near-copies of training images. Samples are judged in the order of
+their index and each class keeps the first that pass: a larger set begins with the smaller one.
 
-Spread and least confidence are searched when params.yaml names more than one of them: a pool of samples is drawn once
-for each spread, and its features and confidences serve all. Chosen is what surprises least on the validation split.
+Spread, least confidence and neighbours are searched when params.yaml names more than one of them: a pool of samples is
+drawn once for each spread, and its features and confidences serve all. Chosen is what surprises least on the validation
+split.
 
 A generator that translates has no latents, and translates the training images: there are as many samples as these.
 """
@@ -38,6 +40,7 @@ from pipeline.imageset.layout import content_hash
 from pipeline.imageset.manifest import write_manifest
 from pipeline.metrics.classifier import Classifier, embed, predict
 from pipeline.metrics.judges import FILTER, Judges
+from pipeline.metrics.manifold import Manifold
 from pipeline.metrics.neighbours import Nearest, nearest_of_domain
 from pipeline.metrics.probe import surprise
 from pipeline.params import SEEDS, Document
@@ -45,7 +48,7 @@ from pipeline.progress import ProgressLine
 
 _CHUNK = 512  # samples that are judged together, always: in another batch a probability may differ in its last bit
 _POOL, _POOL_OF_CLASS = 2048, 10  # samples that a search draws for each spread: at least, and for each class
-_REASONS = ("other_label", "low_confidence", "near_copy", "duplicate", "class_full")
+_REASONS = ("other_label", "low_confidence", "off_manifold", "near_copy", "duplicate", "class_full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +57,11 @@ class Params:
 
     Of a class in `class_counts` there are so many images, of each other one `images_per_class`.
     `spread` is the standard deviation of the latents. The filter's most probable class must be the asked-for one, at a
-    probability of at least `min_confidence`. `try_spreads` and `try_min_confidences` are tried beside these two, and
-    the best on the validation split is used. A near-copy is nearer to a training image than the quantile
-    `copy_quantile` of validation images is. The stage fails when `max_draws_per_image` samples for each wanted image
-    were not enough.
+    probability of at least `min_confidence`. In the filter's features a sample must be as near to some training image
+    of its class as the `manifold_neighbours`-th nearest other one is to that image; at 0 it may be anywhere.
+    `try_spreads`, `try_min_confidences` and `try_manifold_neighbours` are tried beside these three, and the best on the
+    validation split is used. A near-copy is nearer to a training image than the quantile `copy_quantile` of validation
+    images is. The stage fails when `max_draws_per_image` samples for each wanted image were not enough.
     """
 
     seed: int = 3
@@ -65,8 +69,10 @@ class Params:
     class_counts: dict[str, int] = field(default_factory=dict)
     spread: float = 1.2
     min_confidence: float = 0.5
+    manifold_neighbours: int = 0
     try_spreads: tuple[float, ...] = ()
     try_min_confidences: tuple[float, ...] = ()
+    try_manifold_neighbours: tuple[int, ...] = ()
     copy_quantile: float = 0.01
     max_draws_per_image: int = 20
 
@@ -86,6 +92,13 @@ class Params:
         for confidence in self.try_min_confidences:
             if not 0 <= confidence < 1:
                 raise ValueError(f"try_min_confidences has {confidence}; needed 0 or more, and below 1")
+        for name, tried in {
+            "manifold_neighbours": (self.manifold_neighbours,),
+            "try_manifold_neighbours": self.try_manifold_neighbours,
+        }.items():
+            for neighbours in tried:
+                if neighbours < 0:
+                    raise ValueError(f"{name} is {neighbours}; needed at least 0")
         for name in ("min_confidence", "copy_quantile"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; needed 0 or more, and below 1")
@@ -109,6 +122,8 @@ class Sieve:
 
     filter: Classifier
     min_confidence: float
+    manifold: Manifold | None = None  # of the training images in the filter's features; None: a sample may be anywhere
+    neighbours: int = 0  # how far the manifold reaches
     train: NDArray[np.uint8]  # (N, C, H, W)
     domains: NDArray[np.int64] | None = None  # of the training images (N,), where samples are translations of them
     copy_distance: float  # root mean square over pixels, in levels of 0 to 255
@@ -118,6 +133,12 @@ class Sieve:
         if self.domains is None:
             return self._nearest(images)[0]
         return nearest_of_domain(images, labels, self.train, self.domains)[0]
+
+    def among_real(self, images: np.ndarray, labels: np.ndarray) -> NDArray[np.bool_]:
+        """Whether each is on the manifold of the real images of its label."""
+        if self.manifold is None or self.neighbours == 0:
+            return np.ones(len(images), bool)
+        return self.manifold.holds(embed(self.filter, images), labels, self.neighbours)
 
     @cached_property
     def _nearest(self) -> Nearest:
@@ -133,8 +154,13 @@ class Sieve:
         confidences = probabilities[np.arange(len(labels)), labels]
         distances = self.distances(images, labels)
         reasons = np.select(
-            [labels != likeliest, confidences < self.min_confidence, distances < self.copy_distance],
-            _REASONS[:3],
+            [
+                labels != likeliest,
+                confidences < self.min_confidence,
+                ~self.among_real(images, labels),
+                distances < self.copy_distance,
+            ],
+            _REASONS[:4],
             default="",
         )
         return labels, confidences, distances, reasons.tolist()
@@ -226,54 +252,73 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A spread and a least confidence; the share of a pool of samples that pass; how they do on validation images.
+    """What is searched for; the share of a pool of samples that pass it; how they do on validation images.
 
     `surprise` is None where a class has no image that passes; so are both where there is nothing to choose from.
     """
 
     spread: float
     min_confidence: float
+    manifold_neighbours: int
     kept: float | None = None
     surprise: float | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """By their names in Params."""
+        return {name: getattr(self, name) for name in ("spread", "min_confidence", "manifold_neighbours")}
 
 
 def search(
     sampler: Sampler, sieve: Sieve, extractor: Classifier, validation: tuple[np.ndarray, np.ndarray], params: Params
 ) -> list[Candidate]:
-    """All candidates of `params`. Each spread is sampled and judged once, whatever the number of confidences.
+    """All candidates of `params`. Each spread is sampled and judged once, whatever the number of filters.
 
     A single candidate is not sampled at all.
     """
     spreads = sorted({params.spread, *params.try_spreads})
     confidences_tried = sorted({params.min_confidence, *params.try_min_confidences})
-    if len(spreads) * len(confidences_tried) == 1:
-        return [Candidate(spread=params.spread, min_confidence=params.min_confidence)]
+    neighbours_tried = sorted({params.manifold_neighbours, *params.try_manifold_neighbours})
+    if len(spreads) * len(confidences_tried) * len(neighbours_tried) == 1:
+        return [
+            Candidate(spread=spreads[0], min_confidence=confidences_tried[0], manifold_neighbours=neighbours_tried[0])
+        ]
     classes = sieve.filter.config["classes"]
     held_out, truth = embed(extractor, validation[0]), validation[1]
     pool = sampler.distinct(max(_POOL, _POOL_OF_CLASS * classes))
-    all_sure = dataclasses.replace(sieve, min_confidence=0)
+    all_sure = dataclasses.replace(sieve, min_confidence=0, neighbours=0)
     found = []
     for spread in spreads:
         images, asked = sampler.sample(seed=params.seed, start=0, count=pool, spread=spread)
         labels, confidences, _, reasons = all_sure.judge(images, asked)
         features = embed(extractor, images)
         passed = np.array([not reason for reason in reasons])
-        for least in confidences_tried:
-            rows = np.flatnonzero(passed & (confidences >= least))
-            score = None
-            if len(np.unique(labels[rows])) == classes:
-                score = round(surprise(features[rows], labels[rows], held_out, truth, classes), 6)
-            found.append(Candidate(spread=spread, min_confidence=least, kept=len(rows) / pool, surprise=score))
+        for neighbours in neighbours_tried:
+            among = passed & dataclasses.replace(sieve, neighbours=neighbours).among_real(images, labels)
+            for least in confidences_tried:
+                rows = np.flatnonzero(among & (confidences >= least))
+                score = None
+                if len(np.unique(labels[rows])) == classes:
+                    score = round(surprise(features[rows], labels[rows], held_out, truth, classes), 6)
+                found.append(
+                    Candidate(
+                        spread=spread,
+                        min_confidence=least,
+                        manifold_neighbours=neighbours,
+                        kept=len(rows) / pool,
+                        surprise=score,
+                    )
+                )
     return found
 
 
 def choose(candidates: list[Candidate], params: Params) -> Params:
-    """`params` with the spread and least confidence of the least surprise, of equals the first; as they are if none."""
+    """`params` with the settings of the least surprise, of equals the first; as they are if none has any."""
     scored = [(each.surprise, each) for each in candidates if each.surprise is not None]
     if not scored:
         return params
     _, best = min(scored, key=lambda pair: pair[0])
-    return dataclasses.replace(params, spread=best.spread, min_confidence=best.min_confidence)
+    return dataclasses.replace(params, **best.settings)
 
 
 def run(document: Document) -> None:
@@ -290,24 +335,24 @@ def run(document: Document) -> None:
         if name not in real.classes:
             raise document.error(f"augment.class_counts.{name}", f"names no class; {nearest_name(name, real.classes)}")
     train, labels = real.arrays("train")
+    validation = real.arrays("validation")
     model = model.with_sources(train, labels)
+    reach = max(params.manifold_neighbours, *params.try_manifold_neighbours, 0)
     sieve = Sieve(
         filter=judges.filter,
         min_confidence=params.min_confidence,
+        manifold=Manifold(embed(judges.filter, train), labels, reach) if reach else None,
         train=train,
         domains=labels if model.translates else None,
         copy_distance=0,
     )
-    expected = np.quantile(sieve.distances(*real.arrays("validation")), params.copy_quantile)
+    expected = np.quantile(sieve.distances(*validation), params.copy_quantile)
     sieve = dataclasses.replace(sieve, copy_distance=float(expected))
-    candidates = search(model, sieve, judges.extractor, real.arrays("validation"), params)
+    candidates = search(model, sieve, judges.extractor, validation, params)
     params = choose(candidates, params)
-    sieve = dataclasses.replace(sieve, min_confidence=params.min_confidence)
-    tried = [
-        dataclasses.asdict(each)
-        | {"chosen": (each.spread, each.min_confidence) == (params.spread, params.min_confidence)}
-        for each in candidates
-    ]
+    sieve = dataclasses.replace(sieve, min_confidence=params.min_confidence, neighbours=params.manifold_neighbours)
+    chosen = {name: getattr(params, name) for name in candidates[0].settings}
+    tried = [dataclasses.asdict(each) | {"chosen": each.settings == chosen} for each in candidates]
     selection = Selection(sampler=model, sieve=sieve, params=params, classes=real.classes)
     generator = {"family": model.family, "model_sha256": model.sha256, "data_fingerprint": model.data_fingerprint}
     if model.parent is not None:
@@ -338,7 +383,8 @@ def run(document: Document) -> None:
             "filter_sha256": judges.about["classifiers"][FILTER]["sha256"],
             "real_fingerprint": real.fingerprint,
             "copy_distance": sieve.copy_distance,
-            "chosen": {"spread": params.spread, "min_confidence": params.min_confidence},
+            "validation_on_manifold": float(sieve.among_real(*validation).mean()),
+            "chosen": chosen,
             "search": tried,
             "params": dataclasses.asdict(given),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from pipeline.gan.family import ImageSpec, load_family
 from pipeline.gan.model import Model
 from pipeline.gan.training import Snapshot, Trainer
 from pipeline.imageset import ImageSet, Row, write_imageset
-from pipeline.metrics.classifier import Classifier, train_classifier
+from pipeline.metrics.classifier import Classifier, embed, train_classifier
+from pipeline.metrics.judges import Judges
+from pipeline.metrics.manifold import Manifold
 from pipeline.params import Document
 from pipeline.stages import augment, features
 from pipeline.stages.augment import Candidate, Params, Selection, Sieve
@@ -73,6 +76,14 @@ def select(classifier: Classifier, sampler: Any = None, **settings: Any) -> tupl
     sieve = Sieve(filter=classifier, min_confidence=params.min_confidence, train=TRAIN, copy_distance=1e-3)
     selection = Selection(sampler=sampler or FaultySampler(), sieve=sieve, params=params, classes=CLASSES)
     return list(selection), selection
+
+
+class OutlierSampler(FaultySampler):
+    """Of every ten samples one more is like no training image: its class is sure, its right half is in the dark."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images[2::10, ..., 4:] //= 4
 
 
 def indices(rows: list[Row], label: int) -> list[int]:
@@ -143,6 +154,42 @@ def test_without_labels_the_filter_names_the_class(classifier: Classifier) -> No
     assert selection.counts()["dropped"]["other_label"] == 0
 
 
+def among_real(classifier: Classifier, neighbours: int) -> Sieve:
+    return Sieve(
+        filter=classifier,
+        min_confidence=0.5,
+        manifold=Manifold(embed(classifier, TRAIN), TRAIN_LABELS, 10),
+        neighbours=neighbours,
+        train=TRAIN,
+        copy_distance=1e-3,
+    )
+
+
+def test_what_is_among_no_real_images_of_its_class_is_dropped_for_that_reason(classifier: Classifier) -> None:
+    sampler = OutlierSampler()
+    *_, reasons = among_real(classifier, 10).judge(sampler.images[:1000], sampler.asked[:1000])
+    found = {fault: Counter(reasons[fault::10]) for fault in range(10)}
+    assert found[2] == {"off_manifold": 100}
+    assert (found[4], found[6]) == ({"other_label": 100}, {"near_copy": 100})
+    assert all(found[fault][""] >= 95 for fault in (0, 1, 3, 5, 7, 8, 9))
+
+
+def test_where_no_neighbours_are_asked_for_a_sample_may_be_anywhere(classifier: Classifier) -> None:
+    sampler = OutlierSampler()
+    *_, reasons = among_real(classifier, 0).judge(sampler.images[:1000], sampler.asked[:1000])
+    assert Counter(reasons[2::10]) == {"": 100}
+
+
+def test_the_drops_off_the_manifold_are_counted(classifier: Classifier) -> None:
+    params = Params(images_per_class=50)
+    selection = Selection(sampler=OutlierSampler(), sieve=among_real(classifier, 10), params=params, classes=CLASSES)
+    rows, counts = list(selection), selection.counts()
+    assert len(rows) == 150
+    assert not any(int(row.provenance["index"]) % 10 == 2 for row in rows)
+    assert counts["dropped"]["off_manifold"] >= sum(number % 10 == 2 for number in range(counts["drawn"]))
+    assert counts["drawn"] == 150 + sum(counts["dropped"].values())
+
+
 class SpreadSampler(FaultySampler):
     """Bars that are right at spread 1 and swim in noise at spread 2; remembers what it was asked for."""
 
@@ -158,26 +205,44 @@ class SpreadSampler(FaultySampler):
 
 
 def search(classifier: Classifier, sampler: SpreadSampler, params: Params) -> list[Candidate]:
-    sieve = Sieve(filter=classifier, min_confidence=params.min_confidence, train=TRAIN, copy_distance=1e-3)
     labels = np.arange(60) % 3
-    return augment.search(sampler, sieve, classifier, (bars(labels, 7), labels), params)
+    return augment.search(sampler, among_real(classifier, 10), classifier, (bars(labels, 7), labels), params)
 
 
 def test_each_spread_is_drawn_once_and_what_is_like_the_validation_images_is_chosen(classifier: Classifier) -> None:
     sampler, params = SpreadSampler(), Params(spread=2.0, try_spreads=(1.0,), try_min_confidences=(0.8,))
     candidates = search(classifier, sampler, params)
     assert sampler.asked_spreads == [1.0, 2.0]
-    assert [(each.spread, each.min_confidence) for each in candidates] == [(1, 0.5), (1, 0.8), (2, 0.5), (2, 0.8)]
+    assert [tuple(each.settings.values()) for each in candidates] == [
+        (1, 0.5, 0),
+        (1, 0.8, 0),
+        (2, 0.5, 0),
+        (2, 0.8, 0),
+    ]
     assert [candidates[place].kept >= candidates[place + 1].kept > 0 for place in (0, 2)] == [True, True]
     chosen = augment.choose(candidates, params)
     assert chosen.spread == 1
     assert dataclasses.replace(chosen, spread=2.0, min_confidence=0.5) == params
 
 
+def test_how_far_the_manifold_reaches_is_searched_on_the_samples_of_the_same_draw(classifier: Classifier) -> None:
+    sampler, params = SpreadSampler(), Params(spread=1.0, try_manifold_neighbours=(10, 1))
+    sampler.images[2::10, ..., 4:] //= 4
+    candidates = search(classifier, sampler, params)
+    assert sampler.asked_spreads == [1.0]
+    assert [each.manifold_neighbours for each in candidates] == [0, 1, 10]
+    everywhere, nearest, wide = (each.kept for each in candidates)
+    assert everywhere == pytest.approx(0.8, abs=0.01)
+    assert wide == pytest.approx(0.7, abs=0.02)
+    assert nearest < wide
+    best = min(candidates, key=lambda each: each.surprise)
+    assert augment.choose(candidates, params) == dataclasses.replace(params, **best.settings)
+
+
 def test_where_there_is_nothing_to_choose_from_nothing_is_drawn(classifier: Classifier) -> None:
     sampler, params = SpreadSampler(), Params(spread=0.9, min_confidence=0.4)
     candidates = search(classifier, sampler, params)
-    assert candidates == [Candidate(spread=0.9, min_confidence=0.4, kept=None, surprise=None)]
+    assert candidates == [Candidate(spread=0.9, min_confidence=0.4, manifold_neighbours=0, kept=None, surprise=None)]
     assert augment.choose(candidates, params) == params
     assert sampler.asked_spreads == []
 
@@ -209,6 +274,8 @@ def test_a_class_that_never_passes_ends_in_one_sentence(classifier: Classifier) 
         ({"class_counts": {"low": 0}}, "class_counts.low is 0; needed at least 1"),
         ({"spread": 0}, "spread is 0.0; needed a number above 0"),
         ({"try_spreads": [1.0, 0]}, "try_spreads is 0.0; needed a number above 0"),
+        ({"manifold_neighbours": -1}, "manifold_neighbours is -1; needed at least 0"),
+        ({"try_manifold_neighbours": [3, -1]}, "try_manifold_neighbours is -1; needed at least 0"),
         ({"try_min_confidences": [1.0]}, "try_min_confidences has 1.0; needed 0 or more, and below 1"),
         ({"min_confidence": 1.0}, "min_confidence is 1.0; needed 0 or more, and below 1"),
         ({"copy_quantile": -0.1}, "copy_quantile is -0.1; needed"),
@@ -332,19 +399,76 @@ def test_the_manifest_has_the_provenance_and_the_report_adds_up(workspace: Path)
 
 
 def test_the_search_is_recorded_and_its_choice_is_what_is_drawn(workspace: Path) -> None:
-    augment.run(document(spread=1.0, try_spreads=[1.6], try_min_confidences=[0.6]))
+    augment.run(document(spread=1.0, try_spreads=[1.6], try_min_confidences=[0.6], try_manifold_neighbours=[3]))
     report = json.loads((paths.SYNTHETIC / "report.json").read_text())
     tried, chosen = report["search"], report["chosen"]
-    assert [(row["spread"], row["min_confidence"]) for row in tried] == [(1, 0.5), (1, 0.6), (1.6, 0.5), (1.6, 0.6)]
+    names = ("spread", "min_confidence", "manifold_neighbours")
+    assert [tuple(row[name] for name in names) for row in tried] == [
+        (spread, least, neighbours) for spread in (1, 1.6) for neighbours in (0, 3) for least in (0.5, 0.6)
+    ]
     (best,) = [row for row in tried if row["chosen"]]
     assert best["surprise"] == min(row["surprise"] for row in tried)
-    assert chosen == {name: best[name] for name in ("spread", "min_confidence")}
+    assert chosen == {name: best[name] for name in names}
     manifest = pq.read_table(paths.SYNTHETIC / paths.MANIFEST).to_pydict()
     assert set(manifest["spread"]) == {chosen["spread"]}
     assert min(manifest["confidence"]) >= chosen["min_confidence"] - 1e-6
     lines = list(csv.DictReader((paths.SYNTHETIC / "search.csv").read_text().splitlines()))
     assert [float(line["surprise"]) for line in lines] == [row["surprise"] for row in tried]
     assert (paths.SYNTHETIC / "search.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_with_neighbours_all_that_is_released_is_among_real_images(workspace: Path) -> None:
+    augment.run(document(manifold_neighbours=2))
+    real, made = (ImageSet.open(root / paths.IMAGESET) for root in (paths.REAL, paths.SYNTHETIC))
+    judging = Judges.load(paths.FEATURES).filter
+
+    def features(found: ImageSet, split: str) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = found.arrays(split)
+        return embed(judging, images), labels
+
+    manifold = Manifold(*features(real, "train"), 2)
+    assert manifold.holds(*features(made, "train"), 2).all()
+    report = json.loads((paths.SYNTHETIC / "report.json").read_text())
+    assert report["dropped"]["off_manifold"] > 0
+    assert report["validation_on_manifold"] == manifold.holds(*features(real, "validation"), 2).mean() < 1
+
+
+class NearCopies:
+    """A model whose every seventh sample is a training image of the class, off by at most 2 levels."""
+
+    def __init__(self, model: Model, train: np.ndarray, labels: np.ndarray) -> None:
+        self.model, self.train, self.labels = model, train, labels
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def with_sources(self, *_: np.ndarray) -> NearCopies:
+        return self
+
+    def sample(self, *, start: int, count: int, **how: Any) -> tuple[np.ndarray, np.ndarray]:
+        images, asked = (rows.copy() for rows in self.model.sample(start=start, count=count, **how))
+        planted = np.flatnonzero(np.arange(start, start + count) % 7 == 0)
+        rows = [np.flatnonzero(self.labels == asked[place])[place % 50] for place in planted]
+        noise = np.random.default_rng(start).integers(-2, 3, images[planted].shape)
+        images[planted] = np.clip(self.train[rows].astype(int) + noise, 0, 255).astype(np.uint8)
+        return images, asked
+
+
+def test_what_is_nearer_to_a_training_image_than_validation_images_are_is_dropped(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ImageSet.open(paths.REAL / paths.IMAGESET)
+    (train, labels), (held_out, _) = real.arrays("train"), real.arrays("validation")
+    model = NearCopies(Model.load(paths.MODEL), train, labels)
+    monkeypatch.setattr(Model, "load", lambda _: model)
+    augment.run(document(copy_quantile=0.1))
+    apart = held_out[:, None].astype(float) - train[None].astype(float)
+    nearest = np.sqrt((apart**2).mean(axis=(2, 3, 4))).min(axis=1)
+    report = json.loads((paths.SYNTHETIC / "report.json").read_text())
+    assert report["copy_distance"] == pytest.approx(np.quantile(nearest, 0.1), rel=1e-6)
+    assert report["dropped"]["near_copy"] >= (report["drawn"] + 6) // 7
+    manifest = pq.read_table(paths.SYNTHETIC / paths.MANIFEST).to_pydict()
+    assert not any(index % 7 == 0 for index in manifest["index"])
 
 
 def test_the_same_settings_give_the_same_bytes(workspace: Path) -> None:
