@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
+from dvc.repo import Repo
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -27,10 +28,10 @@ from flows.graph import Stage
 from flows.mirror import LEASE
 from flows.place import LOCK
 from flows.recording import uncommitted
-from flows.repro import StageRun, is_unchanged, reproduce, restore
+from flows.repro import StageRun, is_unchanged, reproduce, restore, stage_of
 from flows.workers import online
 from pipeline import paths
-from pipeline.delivery.stores import Store
+from pipeline.delivery.stores import Store, check
 from pipeline.errors import FailedError, ForgelineError, UserError
 from pipeline.running import REMOTE_DEPLOYMENT, REMOTE_POOL
 
@@ -50,18 +51,19 @@ def hand_over(
     if restore(stage.name, workspace):
         _note(stage.name, workspace)
         return StageRun(stage=stage.name, outcome="restored", seconds=time.monotonic() - begun)
-    work = _prepare(stage, workspace)
-    say(title)
-    with get_client(sync_client=True) as client:
-        for _ in range(_MACHINES):
-            if _follow(client, work, say, lease_seconds):
-                break
-            say("    that machine is lost; the next one goes on from what it mirrored")
-        else:
-            raise FailedError(
-                f"stage '{stage.name}': {_MACHINES} machines of {REMOTE_POOL} were lost, one after another"
-            )
-    git(workspace, "push", "--quiet", "--no-verify", REMOTE, f":{work.ref}")
+    needs = _check(stage, workspace)
+    with _named(workspace) as commit:
+        work = _prepare(stage, workspace, commit, needs)
+        say(title)
+        with get_client(sync_client=True) as client:
+            for _ in range(_MACHINES):
+                if _follow(client, work, say, lease_seconds):
+                    break
+                say("    that machine is lost; the next one goes on from what it mirrored")
+            else:
+                raise FailedError(
+                    f"stage '{stage.name}': {_MACHINES} machines of {REMOTE_POOL} were lost, one after another"
+                )
     if not restore(stage.name, workspace):
         raise FailedError(
             f"stage '{stage.name}': ran in the work pool '{REMOTE_POOL}', but its outputs are not in the DVC remote of "
@@ -73,32 +75,60 @@ def hand_over(
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """`parameters` of the flow `elsewhere`; where its state is mirrored; the git reference that names the commit."""
+    """`parameters` of the flow `elsewhere`, and where its state is mirrored."""
 
     stage: str
     parameters: dict[str, str]
     store: Store
     key: str
-    ref: str
 
 
-def _prepare(stage: Stage, workspace: Path) -> _Work:
-    """Push code and inputs."""
-    setting = "params.yaml: run.remote_stages"
+def _check(stage: Stage, workspace: Path) -> list[str]:
+    """What the stage needs, by the names that `dvc push` knows. Raises UserError where it cannot be handed over."""
+    setting = f"params.yaml: run.remote_stages names {stage.name}"
+    with chdir(workspace), Repo() as repo:  # names are relative to where one stands
+        found = stage_of(repo, stage.name)
+        if found.always_changed or not found.deps or not found.outs or any(out.persist for out in found.outs):
+            raise UserError(
+                f"{setting}, whose outputs DVC's run cache does not keep, so that they would not come back; needed a "
+                "stage with deps and outs that is not always_changed"
+            )
+        needs = sorted(need.addressing for need in repo.index.graph.successors(found))
     if not has_remote(workspace):
-        raise UserError(
-            f"{setting} names {stage.name}; needed a git remote '{REMOTE}' that the other machine knows too"
-        )
+        raise UserError(f"{setting}; needed a git remote '{REMOTE}' that the other machine knows too")
     if changed := uncommitted(workspace):
-        raise UserError(
-            f"{changed[0]}: has uncommitted changes; needed a commit of them, as {setting} names {stage.name}"
-        )
-    store = state_store(workspace)
-    commit, folder = git(workspace, "rev-parse", "HEAD"), git(workspace, "rev-parse", "--show-prefix")
+        raise UserError(f"{changed[0]}: has uncommitted changes; needed a commit of them, as {setting}")
+    return needs
+
+
+@contextmanager
+def _named(workspace: Path) -> Iterator[str]:
+    """The commit that is handed over, which the git remote has by a name of its own until the block is left."""
+    commit = git(workspace, "rev-parse", "HEAD")
     ref = f"refs/forgeline/{commit}"
     git(workspace, "push", "--quiet", "--no-verify", "--force", REMOTE, f"HEAD:{ref}")
-    if stage.needs:  # without a name DVC would push everything
-        dvc(workspace, "push", "--quiet", *sorted(stage.needs))
+    try:
+        yield commit
+    finally:
+        with suppress(FailedError):  # one that stays does no harm
+            git(workspace, "push", "--quiet", "--no-verify", REMOTE, f":{ref}")
+
+
+def _prepare(stage: Stage, workspace: Path, commit: str, needs: list[str]) -> _Work:
+    """Push inputs. Raises UserError where the DVC remote is none that keeps a lease."""
+    store = state_store(workspace)
+    promises = check(store)
+    if not (promises.read and promises.write):
+        missing = "written to" if promises.read else "read"
+        raise UserError(f"{store.url}: cannot be {missing} with the credentials of the DVC remote; needed both")
+    if not (promises.create and promises.swap):
+        raise UserError(
+            f"{store.url}: ignores conditional writes, so that two machines could both go on with one stage; needed a "
+            "DVC remote that keeps them, as S3 does, for run.remote_stages"
+        )
+    if needs:  # without a name DVC would push everything
+        dvc(workspace, "push", "--quiet", *needs)
+    folder = git(workspace, "rev-parse", "--show-prefix")
     repository = re.sub(r"(?<=://)[^/@]*@", "", git(workspace, "remote", "get-url", REMOTE))  # no password goes along
     texts = ((workspace / path).read_text(encoding="utf-8") for path in (paths.PARAMS, LOCK))
     parameters = dict(zip(("commit", "folder", "params", "lock"), (commit, folder, *texts), strict=True))
@@ -107,7 +137,6 @@ def _prepare(stage: Stage, workspace: Path) -> _Work:
         parameters={"stage": stage.name, "repository": repository, **parameters},
         store=store,
         key=key_of(stage.name, **parameters),
-        ref=ref,
     )
 
 
@@ -124,7 +153,7 @@ def _follow(client: SyncPrefectClient, work: _Work, say: Callable[[str], None], 
     with _submitted(client, work, lease_seconds) as run:
         say(f"    handed to the work pool '{REMOTE_POOL}' as {run.name}")
         if not online(client, REMOTE_POOL):
-            say(f"    no worker of it is online, so this waits: 'prefect worker start --pool {REMOTE_POOL}' starts one")
+            say(f"    no worker of it is online, so this waits: 'python -m flows.work --pool {REMOTE_POOL}' starts one")
         heard, pulse = 0, _Pulse(work.store, f"{work.key}/{LEASE}", _SILENT_LEASES * lease_seconds, say)
         while True:
             state = client.read_flow_run(run.id).state

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
 from dvc.scm import SCMError
+from dvc.stage import PipelineStage
 from dvc.stage.cache import RunCacheNotFoundError, RunCacheNotSupported
 
 from pipeline.errors import FailedError, ForgelineError, UserError
@@ -89,8 +90,7 @@ def restore(stage: str, workspace: Path) -> bool:
         with chdir(workspace), Repo() as repo, lock_repo(repo):  # what DVC restores is relative to where one stands
             with suppress(RunCacheNotSupported):
                 repo.stage_cache.pull(None)
-            (found,) = (each for each in repo.index.stages if each.name == stage)
-            repo.stage_cache.restore(found, pull=True)
+            repo.stage_cache.restore(stage_of(repo, stage), pull=True)
     except RunCacheNotFoundError:
         return False
     except (DvcException, SCMError) as error:
@@ -102,9 +102,15 @@ def is_unchanged(stage: str, workspace: Path) -> bool:
     """Whether DVC would do nothing. Asked in this process: to start one costs more than a second for each stage."""
     try:
         with Repo(str(workspace)) as repo, lock_repo(repo):
-            return not any(is_changed(each) for each in repo.index.stages if each.name == stage)
+            return not is_changed(stage_of(repo, stage))
     except (DvcException, SCMError):  # DVC tells of it when it runs the stage
         return False
+
+
+def stage_of(repo: Repo, name: str) -> Any:
+    """What DVC has by the name of a stage. What a .dvc file tracks has none."""
+    (found,) = (each for each in repo.index.stages if isinstance(each, PipelineStage) and each.name == name)
+    return found
 
 
 def is_changed(stage: Any, *, allow_missing: bool = False) -> bool:

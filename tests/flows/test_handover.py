@@ -28,7 +28,7 @@ from prefect.exceptions import ObjectNotFound
 from ruamel.yaml import YAML
 
 from flows import handover
-from flows.graph import read_stages
+from flows.graph import Stage, read_stages
 from flows.handover import hand_over
 from flows.repro import StageRun
 from pipeline.errors import FailedError, UserError
@@ -136,7 +136,7 @@ def machine(folder: Path, prefect_server: str, environment: Mapping[str, str] = 
     folder.mkdir()
     with (folder / "log").open("wb") as log:
         worker = psutil.Popen(
-            [sys.executable, "-m", "prefect", "worker", "start", "--pool", REMOTE_POOL, "--name", folder.name],
+            [sys.executable, "-m", "flows.work", "--pool", REMOTE_POOL, "--name", folder.name],
             cwd=folder,
             env=dict(os.environ)
             | {
@@ -247,15 +247,44 @@ def test_a_machine_that_is_told_to_end_leaves_its_last_checkpoint_to_the_next(
 ) -> None:
     project.set(images=400_000, snapshot_images=100_000, seed=3)
     said: list[str] = []
-    with ThreadPoolExecutor(1) as pool, machine(tmp_path / "one", prefect_server) as worker:
-        handed = pool.submit(copy_context().run, project.hand_over, said.append)
-        wait_for(mirrored, handed.done)
-        (run,) = worker.children()
-        run.terminate()
-        assert handed.result(PATIENCE_SECONDS).outcome == "ran"
+    with ThreadPoolExecutor(1) as pool:
+        with machine(tmp_path / "first", prefect_server) as worker:
+            handed = pool.submit(copy_context().run, project.hand_over, said.append)
+            wait_for(mirrored, handed.done)
+            worker.terminate()
+            assert worker.wait(PATIENCE_SECONDS) == 0
+        with machine(tmp_path / "second", prefect_server):
+            assert handed.result(PATIENCE_SECONDS).outcome == "ran"
     assert not any("has been silent" in line for line in said)  # the lease was given back
     assert "    goes on from the state that was mirrored" in said
     check_made_as_undisturbed(project)
+
+
+@pytest.mark.parametrize("fault", [503, "drop"])
+def test_a_store_that_is_away_for_a_while_ends_no_run(
+    project: Project, s3: str, prefect_server: str, tmp_path: Path, fault: int | str
+) -> None:
+    """For this machine only, whose looks fail with all their retries; the other one works on."""
+    project.set(images=400_000, snapshot_images=100_000, seed=10 if fault == "drop" else 11)
+    said, failed = list[str](), list[str]()
+
+    def away(number: int, method: str, path: str, headers: dict[str, str]) -> int | str | None:
+        if not path.endswith("/lease.json") or len(failed) >= 6 or not mirrored():
+            return None
+        failed.append(path)
+        return fault
+
+    project.run("dvc", "remote", "modify", "--quiet", "--local", "store", "endpointurl", s3)
+    with servers.Proxy(s3).serving() as proxy, machine(tmp_path / "one", prefect_server):
+        project.run("dvc", "remote", "modify", "--quiet", "--local", "store", "endpointurl", proxy.url)
+        proxy.fault = away
+        assert project.hand_over(said.append).outcome == "ran"
+    project.run("dvc", "remote", "modify", "--quiet", "--local", "store", "endpointurl", s3)
+    assert len(failed) == 6
+    assert [line.partition(": ")[0] for line in said if "cannot be read" in line] == [
+        "    the lease of that machine cannot be read at the moment"
+    ]
+    assert LOST not in said
 
 
 def check_made_as_undisturbed(project: Project) -> None:
@@ -301,6 +330,95 @@ def test_uncommitted_code_is_not_handed_over(project: Project) -> None:
             project.hand_over(lambda _: None)
     finally:
         changed.write_text(before)
+
+
+Workspace = Callable[[str], Path]
+
+
+@pytest.fixture
+def small(workspace: Workspace, tmp_path: Path) -> Workspace:
+    """A clone with these stages, a git remote and a DVC remote in folders, and data that only DVC tracks."""
+
+    def make(stages: str) -> Path:
+        folder = workspace(stages)
+        (folder / "data").mkdir()
+        (folder / "data/one.txt").write_text("one\n")
+        (folder / "dvc.lock").write_text("schema: '2.0'\n")
+        for words in (
+            ["git", "init", "--quiet", "--bare", str(tmp_path / "git")],
+            ["git", "remote", "add", "origin", str(tmp_path / "git")],
+            ["dvc", "remote", "add", "--quiet", "--default", "store", str(tmp_path / "dvc")],
+            ["dvc", "add", "--quiet", "data"],
+            ["git", "add", "-A"],
+            ["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "t"],
+        ):
+            subprocess.run(python(words), cwd=folder, check=True)
+        return folder
+
+    return make
+
+
+def python(words: list[str]) -> list[str]:
+    return [sys.executable, "-m", *words] if words[0] == "dvc" else words
+
+
+def only_stage(folder: Path) -> Stage:
+    (stage,) = read_stages(folder)
+    return stage
+
+
+def test_what_dvc_tracks_is_pushed_too_and_an_interrupted_hand_over_leaves_no_reference(
+    small: Workspace, tmp_path: Path
+) -> None:
+    folder = small("  one: {cmd: cp data/one.txt one.txt, deps: [data/one.txt], outs: [one.txt]}\n")
+
+    def references() -> str:
+        words = ["git", "ls-remote", "origin", "refs/forgeline/*"]
+        return subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+    def say(line: str) -> None:
+        assert references()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hand_over(only_stage(folder), folder, "[1/1] one", say)
+    assert references() == ""
+    shutil.rmtree(folder / ".dvc/cache")
+    shutil.rmtree(folder / "data")
+    subprocess.run([sys.executable, "-m", "dvc", "pull", "--quiet", "data"], cwd=folder, check=True)
+    assert (folder / "data/one.txt").read_text() == "one\n"
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "{cmd: echo one > one.txt, outs: [one.txt]}",
+        "{cmd: cp data/one.txt one.txt, deps: [data/one.txt], outs: [one.txt], always_changed: true}",
+        "{cmd: cp data/one.txt one.txt, deps: [data/one.txt], outs: [one.txt: {persist: true}]}",
+    ],
+)
+def test_a_stage_whose_outputs_would_not_come_back_is_refused(small: Workspace, stage: str) -> None:
+    folder = small(f"  one: {stage}\n")
+    with pytest.raises(UserError, match=r"^params.yaml: run.remote_stages names one, whose outputs .* not come back; "):
+        hand_over(only_stage(folder), folder, "[1/1] one", lambda _: None)
+
+
+def test_a_store_that_ignores_conditions_is_refused(project: Project, s3: str, small: Workspace) -> None:
+    if servers.is_ceph():
+        pytest.skip("a server that does not check signatures is needed, as moto's")
+    folder = small("  one: {cmd: cp data/one.txt one.txt, deps: [data/one.txt], outs: [one.txt]}\n")
+
+    def ignore(number: int, method: str, path: str, headers: dict[str, str]) -> None:
+        for name in ("if-match", "if-none-match"):
+            headers.pop(name, None)
+
+    with servers.Proxy(s3).serving() as proxy:
+        proxy.fault = ignore
+        for words in (["url", "s3://bucket/small"], ["endpointurl", proxy.url]):
+            command = [sys.executable, "-m", "dvc", "remote", "modify", "--quiet", "--local", "store", *words]
+            subprocess.run(command, cwd=folder, check=True)
+        with pytest.raises(UserError, match=r"^s3://bucket/small/state: ignores conditional writes, .*; needed a DVC "):
+            hand_over(only_stage(folder), folder, "[1/1] one", lambda _: None)
 
 
 def test_without_the_deployment_it_says_how_to_make_it(project: Project) -> None:

@@ -47,6 +47,21 @@ def test_a_stage_runs_then_is_unchanged_then_is_restored_from_the_run_cache(stag
     assert (folder / "one.txt").read_text() == "hello\n"
 
 
+def test_data_that_no_stage_makes_may_lie_beside(stage: Workspace) -> None:
+    folder = stage("cp input.txt one.txt")
+    for name in ("before", "raw"):  # one that DVC lists before dvc.yaml, one after
+        (folder / name).write_text("data")
+        subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", name], cwd=folder, check=True)
+    assert outcome(folder) == "ran"
+    assert outcome(folder) == "unchanged"
+    add = [sys.executable, "-m", "dvc", "remote", "add", "--quiet", "--default", "store", str(folder / "remote")]
+    subprocess.run(add, cwd=folder, check=True)
+    (folder / "one.txt").unlink()
+    (folder / "dvc.lock").unlink()
+    assert repro.restore("one", folder)
+    assert (folder / "one.txt").read_text() == "hello\n"
+
+
 def test_lines_are_told_while_the_stage_still_runs_and_none_of_dvcs_own(stage: Workspace) -> None:
     folder = stage("echo begun; until test -e heard; do sleep 0.05; done; echo ERROR: mild >&2; echo > one.txt")
     told: list[str] = []
