@@ -25,7 +25,7 @@ _REAL = paths.REAL / paths.IMAGESET
 def data_before(place: Place) -> Iterator[ImageSet | None]:
     """The real images as they are now, kept while stages make others; None where there are none yet."""
     here = place.workspace / _REAL
-    if place.own and place.remembered is not None and not here.exists():
+    if place.own and place.remembered.lock is not None and not here.exists():
         with suppress(FailedError):  # the cache was emptied: there is nothing to compare with
             dvc(place.workspace, "pull" if place.pull else "checkout", str(paths.REAL))
     if not here.is_dir():

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
 from dvc.stage import PipelineStage
+from ruamel.yaml import YAML
 
 from flows.commands import dvc, file_at, git, head_of, tip_of
 from flows.repro import is_changed
@@ -26,20 +28,25 @@ from pipeline.running import RunSettings
 LOCK = Path("dvc.lock")
 RUN = "Forgeline-Run:"  # begins the line of a commit message that says which run made it
 _STATE = Path(".dvc/tmp/forgeline")  # git ignores .dvc/tmp
-_LAST = _STATE / "last.lock"
+_LAST_LOCK, _LAST_PARAMS = _STATE / "last.lock", _STATE / "last.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What is known of the last run that ended well: dvc.lock as it left it, its params.yaml; None where nothing is."""
+
+    lock: bytes | None
+    params: bytes | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A workspace to run in, of the `clone`; `pull` says whether outputs that are not there may come from a remote.
-
-    `remembered` is dvc.lock as the last run left it that ended well, None where none is known.
-    """
+    """A workspace to run in, of the `clone`; `pull` says whether outputs that are not there may come from a remote."""
 
     clone: Path
     workspace: Path
     pull: bool
-    remembered: bytes | None
+    remembered: Memory
 
     @property
     def own(self) -> bool:
@@ -47,22 +54,29 @@ class Place:
         return self.workspace != self.clone
 
     def as_remembered(self) -> bool:
-        """Whether dvc.lock is that of the last run that ended well, and DVC would run no stage but the probes."""
-        lock = self.workspace / LOCK
-        if self.remembered is None or not lock.exists() or lock.read_bytes() != self.remembered:
+        """Whether there is nothing to do.
+
+        That is so where the last run that ended well left this dvc.lock, DVC would run no stage but the probes, and what
+        decides about a set that is made already is as it was.
+        """
+        lock, then = _read(self.workspace / LOCK), self.remembered
+        if lock is None or lock != then.lock or then.params is None:
+            return False
+        if _decisive((self.workspace / paths.PARAMS).read_bytes()) != _decisive(then.params):
             return False
         return changed_stages(self.workspace) == ()
 
     def remember(self) -> None:
         """Note that this run ended well."""
-        if (lock := self.workspace / LOCK).exists():
-            write_atomically(self.clone / _LAST, lock.read_bytes())
+        for path, last in ((LOCK, _LAST_LOCK), (paths.PARAMS, _LAST_PARAMS)):
+            if (content := _read(self.workspace / path)) is not None:
+                write_atomically(self.clone / last, content)
 
 
 @contextmanager
 def place_of(clone: Path, settings: RunSettings, *, scheduled: bool) -> Iterator[Place]:
     """The clone; for a scheduled run whose settings name a branch a checkout of its head, removed at the end."""
-    last = (clone / _LAST).read_bytes() if (clone / _LAST).exists() else None
+    last = Memory(lock=_read(clone / _LAST_LOCK), params=_read(clone / _LAST_PARAMS))
     if not scheduled or settings.branch is None:
         yield Place(clone=clone, workspace=clone, pull=False, remembered=last)
         return
@@ -70,9 +84,10 @@ def place_of(clone: Path, settings: RunSettings, *, scheduled: bool) -> Iterator
     with checkout(clone, commit) as workspace:
         if settings.record and (tip := tip_of(clone, settings.record)):
             made = git(workspace, "log", "-1", "--format=%H", f"--grep=^{RUN}", tip)
-            last = file_at(workspace, made, LOCK) if made else None
-        if last is not None:
-            (workspace / LOCK).write_bytes(last)  # of what DVC finds there unchanged nothing is made again
+            lock, params = (file_at(workspace, made, path) if made else None for path in (LOCK, paths.PARAMS))
+            last = Memory(lock=lock, params=params)
+        if last.lock is not None:
+            (workspace / LOCK).write_bytes(last.lock)  # of what DVC finds there unchanged nothing is made again
         with Repo(str(workspace)) as repo:
             pull = "remote" in repo.config["core"]
         _bring_source(clone, workspace, pull=pull)
@@ -119,10 +134,11 @@ def held(lock: Path) -> Iterator[None]:
     """Hold the lock, which the system frees when this process ends, however it ends."""
     descriptor = os.open(lock, os.O_CREAT | os.O_RDWR)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FailedError(f"{lock}: is held by another run") from None
         yield
-    except BlockingIOError:
-        raise FailedError(f"{lock}: is held by another run") from None
     finally:
         os.close(descriptor)
 
@@ -161,3 +177,14 @@ def _bring_source(clone: Path, workspace: Path, *, pull: bool) -> None:
     if (clone / path).exists() and not (workspace / path).exists():
         (workspace / path).parent.mkdir(parents=True, exist_ok=True)
         (workspace / path).symlink_to(clone / path)
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+def _decisive(params: bytes) -> tuple[Any, ...]:
+    """What a params.yaml says of a set that is made already: where it is published and recorded, what the gate asks."""
+    content = YAML(typ="safe").load(params)
+    run = content.get("run") or {}
+    return content.get("publish"), run.get("gate"), run.get("record")

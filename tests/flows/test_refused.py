@@ -1,20 +1,26 @@
-"""What becomes of a set that the gate refused: kept in the store under a channel of its own, with the reason."""
+"""What becomes of a set that the gate refused: the run says so, and it is kept in the store under a channel of its own.
+
+Runs are whole, on outputs that stages have left: only that these have nothing to do.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 
-from flows.retrain import REFUSED, publish
+from flows.retrain import REFUSED, publish, retrain
 from pipeline.delivery import find, list_releases, open_store
 from pipeline.delivery.keeping import promote
-from pipeline.delivery.pointer import Pointer
+from pipeline.delivery.pointer import LATEST, Pointer
 from pipeline.delivery.settings import PublishSettings
 from pipeline.errors import UserError
 from pipeline.imageset import Row, write_imageset
@@ -23,9 +29,17 @@ REASON = "fidelity.fid: 0.9, needed not worse than 0.1 of toy@ab by more than 0.
 INTERVAL = {"mean": -3.0, "low": -4.0, "high": -2.0}
 REPORTS: dict[str, Any] = {
     "synthetic/report.json": {"drawn": 9, "kept": 9, "dropped": {}, "params": {"seed": 3, "spread": 1.0}},
-    "model/model.json": {"family": "conditional", "images_seen": 1000, "data_fingerprint": "cd" * 32},
+    "model/model.json": {
+        "family": "conditional",
+        "images_seen": 1000,
+        "data_fingerprint": "cd" * 32,
+        "selection": {"metric": "fid"},
+    },
     "evaluation/model/metrics.json": {"protocol": []},
-    "evaluation/synthetic/metrics.json": {"protocol": []},
+    "evaluation/synthetic/metrics.json": {
+        "protocol": [],
+        "memorization": {"copies": 0, "nearer_than_percentile_1": 0.01},
+    },
     "utility/utility.json": {
         "synthetic_only_accuracy": 50.0,
         "rows": [
@@ -35,29 +49,43 @@ REPORTS: dict[str, Any] = {
                 "verdict": "harms",
                 "protocol": "same-data",
                 "advised_share": 0.0,
+                "accuracy": {"real_long": {"mean": 90.0}},
+                "class_gain_over_real_long": {},
                 "gain_over_real": INTERVAL,
                 "gain_over_real_long": INTERVAL,
             }
         ],
         "protocol": ["same-data: the same."],
     },
-    "validation/real/report.json": {"success": True},
-    "validation/synthetic/report.json": {"success": True},
+    "validation/real/report.json": {"success": True, "expectations": {"evaluated": 9, "failed": 0}},
+    "validation/synthetic/report.json": {"success": True, "expectations": {"evaluated": 9, "failed": 0}},
 }
 
 
+STAGES = """stages:
+  probe: {cmd: ls data > list.txt, outs: [list.txt], always_changed: true}
+  copy: {cmd: cp list.txt copy.txt, deps: [list.txt], outs: [copy.txt]}
+"""
+
+
 @pytest.fixture
-def workspace(tmp_path: Path) -> Path:
-    """What the stages leave, in small."""
+def workspace(empty_repository: Path, tmp_path: Path) -> Path:
+    """What the stages leave, in small, in a repository whose stages are others."""
+    folder = tmp_path / "workspace"
+    shutil.copytree(empty_repository, folder)
+    (folder / "dvc.yaml").write_text(STAGES)
+    (folder / "data").mkdir()
     for path, content in REPORTS.items():
-        (tmp_path / "out" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "out" / path).write_text(json.dumps(content))
-    (tmp_path / "out/model/weights.safetensors").write_bytes(b"weights")
-    (tmp_path / "dvc.lock").write_text("{schema: '2.0', stages: {}}\n")
-    model = hashlib.sha256(b"weights" + (tmp_path / "out/model/model.json").read_bytes()).hexdigest()
+        (folder / "out" / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "out" / path).write_text(json.dumps(content))
+    (folder / "out/evaluation/synthetic/figures").mkdir()
+    (folder / "out/evaluation/synthetic/figures/per_class.csv").write_text("class,agreement\n")
+    (folder / "out/model/weights.safetensors").write_bytes(b"weights")
+    (folder / "dvc.lock").write_text("{schema: '2.0', stages: {}}\n")
+    model = hashlib.sha256(b"weights" + (folder / "out/model/model.json").read_bytes()).hexdigest()
     image = np.zeros((1, 8, 8), np.uint8)
     write_imageset(
-        tmp_path / "out/synthetic/imageset",
+        folder / "out/synthetic/imageset",
         (Row(split="train", label=i % 3, image=image + np.uint8(i), path=f"{i}.png", provenance={}) for i in range(9)),
         classes=("a", "b", "c"),
         source={"licence": "CC0", "description": "numbers"},
@@ -65,7 +93,7 @@ def workspace(tmp_path: Path) -> Path:
         synthetic=True,
         generator={"family": "conditional", "model_sha256": model, "data_fingerprint": "cd" * 32},
     )
-    return tmp_path
+    return folder
 
 
 @flow
@@ -96,3 +124,59 @@ def test_a_set_that_passes_later_becomes_the_latest(workspace: Path, prefect_ser
     refused, passed = published(workspace, REASON), published(workspace, None)
     assert passed.version == refused.version
     assert find(f"{url}/toy").manifest.version == passed.version
+
+
+def settings(workspace: Path, url: str | None, **gate: object) -> None:
+    content = {"publish": {"url": url, "name": "toy"}, "run": {"gate": gate}}
+    (workspace / "params.yaml").write_text(json.dumps(content))
+
+
+def run(workspace: Path) -> State[Any]:
+    """A scheduled run, as far as it came."""
+    state: State[Any] = retrain(workspace, scheduled=True, return_state=True)
+    return state
+
+
+HARMS = "utility: harms with 100 %, needed not harms"
+
+
+def test_a_run_whose_set_is_refused_says_so_with_every_demand_and_publishes_nothing_as_the_latest(
+    workspace: Path, prefect_server: str
+) -> None:
+    settings(workspace, "sets")
+    state = run(workspace)
+    assert (state.name, state.is_completed(), state.message) == ("Refused", True, HARMS)
+    assert state.result().refusal == HARMS
+    with get_client(sync_client=True) as client:
+        wanted = {
+            "artifacts": {"flow_run_id": {"any_": [str(state.state_details.flow_run_id)]}, "key": {"any_": ["gate"]}}
+        }
+        (artifact,) = client.request("POST", "/artifacts/filter", json=wanted).json()
+    rows = {row["demand"]: row for row in json.loads(artifact["data"])}
+    assert rows["utility"] == {"demand": "utility", "needed": "not harms", "found": "harms with 100 %", "holds": False}
+    assert [row["holds"] for name, row in rows.items() if name != "utility"] == [True] * 4
+    pointer = Pointer.read(open_store(str(workspace / "sets")), "toy", REFUSED)
+    assert pointer is not None
+    assert pointer.moves[0].why == HARMS
+    assert Pointer.read(open_store(str(workspace / "sets")), "toy") is None
+
+
+def test_a_refused_set_is_looked_at_again_when_the_gate_demands_something_else(
+    workspace: Path, prefect_server: str
+) -> None:
+    settings(workspace, "sets")
+    assert [run(workspace).name for _ in range(2)] == ["Refused", "Nothing new"]
+    settings(workspace, "sets", utility="any")
+    assert [run(workspace).name for _ in range(2)] == ["Completed", "Nothing new"]
+    (release,) = list_releases(open_store(str(workspace / "sets")))
+    assert set(release.channels) == {LATEST, REFUSED}
+
+
+def test_a_set_that_was_published_nowhere_is_published_when_there_is_a_place_for_it(
+    workspace: Path, prefect_server: str
+) -> None:
+    settings(workspace, None, utility="any")
+    assert [run(workspace).name for _ in range(2)] == ["Completed", "Nothing new"]
+    settings(workspace, "sets", utility="any")
+    published = run(workspace).result().published
+    assert find(f"{workspace}/sets/toy").manifest.version == published.version

@@ -146,6 +146,17 @@ def test_new_data_and_a_new_commit_are_news_each_recorded_upon_the_last(clone: C
     assert clone.run("git", "rev-parse", f"{clone.tip()}^1", f"{clone.tip()}^2").split() == [second, clone.tip("main")]
 
 
+def test_another_place_to_publish_to_is_news_though_no_stage_runs(clone: Clone, prefect_server: str) -> None:
+    before = clone.tip()
+    params = (clone.folder / "params.yaml").read_text().replace("name: toy", "name: other")
+    (clone.folder / "params.yaml").write_text(params)
+    clone.commit("another name")
+    state = clone.retrain()
+    assert (state.name, [run.outcome for run in state.result().stages]) == ("Completed", ["ran", "unchanged"])
+    assert clone.tip() != before
+    assert clone.retrain().name == "Nothing new"
+
+
 def test_what_a_killed_run_left_is_removed_by_the_next(clone: Clone, prefect_server: str) -> None:
     runs = clone.folder / ".dvc/tmp/forgeline/runs"
     clone.run("git", "worktree", "add", "--quiet", "--detach", str(runs / "dead"), "HEAD")
