@@ -1,0 +1,106 @@
+"""The worker that waits for its runs, by real signals; a stage that was handed over is in test_handover.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import State
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 300  # on a busy machine
+FLOW = """
+import time
+from pathlib import Path
+
+from prefect import flow
+
+@flow
+def toy():
+    here = Path({folder!r})
+    if (here / "begun").exists():
+        return
+    (here / "begun").touch()
+    try:
+        time.sleep(3600)
+    finally:
+        time.sleep(2)  # longer than a worker that does not wait
+        (here / "flushed").touch()
+"""
+
+
+@contextmanager
+def worker(folder: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "flows.work", "--pool", "toys", "--limit", "1"]
+    environment = {"PREFECT_API_URL": url, "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(ROOT)}
+    with (
+        (folder / "log").open("ab") as log,
+        subprocess.Popen(command, cwd=folder, env=os.environ | environment, stdout=log, stderr=log) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_whose_worker_is_told_to_end_is_flushed_and_waits_for_the_next(
+    prefect_server: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "toy.py").write_text(FLOW.format(folder=str(tmp_path)))
+    with get_client(sync_client=True) as client:
+        if "toys" not in {pool.name for pool in client.read_work_pools()}:
+            client.create_work_pool(WorkPoolCreate(name="toys", type="process"))
+        flow = client.create_flow_from_name("toy")
+        deployment = client.create_deployment(
+            flow, f"toy-{number}", entrypoint="toy.py:toy", path=str(tmp_path), work_pool_name="toys"
+        )
+        run = client.create_flow_run_from_deployment(deployment)
+
+        def state() -> State:
+            found = client.read_flow_run(run.id).state
+            assert found is not None
+            return found
+
+        with worker(tmp_path, prefect_server) as process:
+            wait_for(lambda: (tmp_path / "begun").exists(), process)
+            process.send_signal(number)
+            assert process.wait(PATIENCE_SECONDS) == 0
+        assert (tmp_path / "flushed").exists()
+        assert state().name == "AwaitingRetry"
+        with worker(tmp_path, prefect_server) as process:
+            wait_for(lambda: state().is_final(), process)
+        assert state().is_completed()
+
+
+def wait_for(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not true():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "PREFECT_API_URL: is not set; needed the address of the Prefect server that has the pool"),
+        (["--limit", "0"], "--limit: is 0; needed at least 1"),
+        (["--name", "a/b"], "--name: is 'a/b'; needed one without / and %"),
+    ],
+)
+def test_a_wrong_word_is_a_sentence(tmp_path: Path, words: list[str], sentence: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment |= {"PREFECT_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "flows.work", "--pool", "toys", *words]
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (2, f"forgeline: {sentence}\n")
