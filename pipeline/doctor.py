@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib
 import json
 import os
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -17,11 +19,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import boto3
+from botocore.exceptions import BotoCoreError
 
 from pipeline import paths, stages
 from pipeline.delivery import check
@@ -30,11 +34,15 @@ from pipeline.delivery.workspace import open_workspace_store
 from pipeline.errors import ForgelineError, UserError
 from pipeline.params import Document
 from pipeline.progress import duration
-from pipeline.running import POOL, REMOTE_POOL, UP, read_run_settings
+from pipeline.running import POOL, REMOTE_DEPLOYMENT, REMOTE_POOL, UP, read_run_settings
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "prefect", "dvc", "great-expectations")
 LEAST_DISK_GB, LEAST_MEMORY_GB = 5.0, 2.0
 MOST_SECONDS_APART = 300.0  # clocks; S3 refuses what is a quarter of an hour off
+CONSTRAINTS = Path("infra/constraints.txt")
+NIGHTLY_DEPLOYMENT = "retrain/nightly"
+_ASK_PREFECT = "from prefect.settings import PREFECT_API_URL; print(PREFECT_API_URL.value() or '')"
+_UNHEARD = (OSError, ValueError, http.client.HTTPException)  # no address, nobody there, or one who speaks no HTTP
 
 Status = Literal["ok", "warning", "missing"]
 Finding = tuple[Status, str, str]
@@ -55,6 +63,7 @@ class Check:
 
 def checks(workspace: Path) -> list[Check]:
     """Look at everything that a run in `workspace` needs. The store is tried with an object that is then removed."""
+    api = _api(workspace)
     look: dict[str, Callable[[Path], Finding]] = {
         "Python": _python,
         "packages": _packages,
@@ -66,10 +75,12 @@ def checks(workspace: Path) -> list[Check]:
         "settings": _settings,
         "weights": _weights,
         "store": _store,
-        "clock": _clock,
+        "clock": partial(_clock, api=api),
         "remotes": _remotes,
-        "Prefect": _prefect,
-        "workers": _workers,
+        "DVC remote": _dvc_remote,
+        "Prefect": partial(_prefect, api=api),
+        "workers": partial(_workers, api=api),
+        "deployments": partial(_deployments, api=api),
     }
     found = []
     for name, finding in look.items():
@@ -96,7 +107,7 @@ def prefect_answers(url: str) -> bool:
         urllib.request.urlopen(f"{url}/health", timeout=30).close()  # a busy machine takes its time
     except urllib.error.HTTPError:
         return True  # and wants to know who asks
-    except (OSError, ValueError):
+    except _UNHEARD:
         return False
     return True
 
@@ -111,14 +122,33 @@ def _python(_: Path) -> Finding:
     return ("ok", found, "") if sys.version_info >= (3, 11) else ("missing", found, "install Python 3.11 or newer")
 
 
-def _packages(_: Path) -> Finding:
+def _packages(workspace: Path) -> Finding:
     versions = {}
     for name in PACKAGES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             return "missing", f"no {name}", "pip install 'forgeline[train]', with -c infra/constraints.txt in a clone"
+    if others := _unlike_constraints(workspace / CONSTRAINTS):
+        more = f", and {len(others) - 3} more" if len(others) > 3 else ""
+        mend = f"pip install '.[train]' -c {CONSTRAINTS}"
+        return "warning", f"other versions than {CONSTRAINTS} pins: {', '.join(others[:3])}{more}", mend
     return "ok", ", ".join(f"{name} {found}" for name, found in versions.items()), ""
+
+
+def _unlike_constraints(file: Path) -> list[str]:
+    """Which installed packages have a version that the file does not pin, where there is the file."""
+    if not file.is_file():
+        return []
+    pinned: dict[str, set[str]] = {}  # one package may have several, for several Pythons
+    for name, pin in re.findall(r"(?m)^([\w.-]+)==([^\s;]+)", file.read_text()):
+        pinned.setdefault(name, set()).add(pin)
+    found = {re.sub(r"[-_.]+", "-", each.name).lower(): each.version.partition("+")[0] for each in distributions()}
+    return [
+        f"{name} {version} instead of {' or '.join(sorted(pinned[name]))}"
+        for name, version in sorted(found.items())
+        if name in pinned and version not in pinned[name]
+    ]
 
 
 def _device(_: Path) -> Finding:
@@ -144,8 +174,30 @@ def _memory(_: Path) -> Finding:
 
 
 def _disk(workspace: Path) -> Finding:
-    free_gb = shutil.disk_usage(workspace).free / 1e9
-    return _enough("disk", free_gb, LEAST_DISK_GB, "'dvc gc --workspace' removes the outputs of earlier runs")
+    """The least free one of those that hold the workspace, DVC's cache and our own."""
+    mend = "'dvc gc --all-commits --all-experiments' removes what neither this workspace nor any commit here names"
+    places = {_there(place): place for place in (workspace, _dvc_cache(workspace), paths.cache()) if place}
+    disks = {place.stat().st_dev: (shutil.disk_usage(place).free / 1e9, asked) for place, asked in places.items()}
+    free_gb, place = min(disks.values(), key=lambda disk: disk[0])
+    return _enough(f"disk at {_shown(place)}" if len(disks) > 1 else "disk", free_gb, LEAST_DISK_GB, mend)
+
+
+def _there(place: Path) -> Path:
+    """The folder, or the one above it that it will be made in."""
+    place = place.resolve()
+    return next(folder for folder in (place, *place.parents) if folder.is_dir())
+
+
+def _dvc_cache(workspace: Path) -> Path | None:
+    """None where there is no DVC, or no repository of its."""
+    try:
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+
+        with Repo(str(workspace)) as repo:
+            return Path(repo.cache.local_cache_dir)
+    except (ImportError, DvcException):
+        return None
 
 
 def _enough(what: str, free_gb: float, least_gb: float, mend: str) -> Finding:
@@ -218,9 +270,11 @@ def _store(workspace: Path) -> Finding:
     return "ok", f"{url} can be read and written, safely by several at once", ""
 
 
-def _clock(workspace: Path) -> Finding:
-    servers = [f"{api}/health"] if (api := _api(workspace)) else []
-    with suppress(ForgelineError):
+def _clock(workspace: Path, api: str | None) -> Finding:
+    servers = [f"{api}/health"] if api else []
+    with suppress(
+        ForgelineError, BotoCoreError, ValueError
+    ):  # of credentials and addresses the check of the store tells
         url = read_publish_settings(Document.load(_shown(workspace / paths.PARAMS))).url
         if url and url.startswith("s3://"):
             servers.append(boto3.client("s3").meta.endpoint_url)
@@ -230,9 +284,11 @@ def _clock(workspace: Path) -> Finding:
                 told = answer.headers["Date"]
         except urllib.error.HTTPError as error:
             told = error.headers["Date"]  # who is not let in is told the time all the same
-        except (OSError, ValueError):
+        except _UNHEARD:
             continue
-        apart = abs(parsedate_to_datetime(told).timestamp() - time.time()) if told else 0.0
+        apart = 0.0
+        with suppress(TypeError, ValueError):  # no date, or none that is right
+            apart = abs(parsedate_to_datetime(told).timestamp() - time.time())
         if apart > MOST_SECONDS_APART:
             return "missing", f"{duration(apart)} apart from that of {server}", "set it: timedatectl set-ntp true"
     return "ok", datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"), ""
@@ -279,52 +335,148 @@ def _remotes(workspace: Path) -> Finding:
     return "ok", f"{' and '.join(branches or ['origin'])} can be reached", ""
 
 
-def _prefect(workspace: Path) -> Finding:
-    url = _api(workspace)
-    if not url:
-        return "ok", "PREFECT_API_URL is not set; a run starts a server for itself", ""
-    if prefect_answers(url):
-        return "ok", f"a server answers at {url}", ""
-    return "missing", f"nobody answers at {url}", "start it with 'forgeline up', or unset PREFECT_API_URL"
-
-
-def _workers(workspace: Path) -> Finding:
-    url = _api(workspace)
-    if not url:
-        return "ok", "none is needed; 'forgeline up' starts one for scheduled runs", ""
-    found = [_workers_of(POOL, url, "start one with 'forgeline up', or 'prefect worker start --pool forgeline'")]
-    with suppress(ForgelineError):
-        if read_run_settings(Document.load(_shown(workspace / paths.PARAMS))).remote_stages:
-            mend = f"'prefect worker start --pool {REMOTE_POOL}' on a machine that has a GPU"
-            found.append(_workers_of(REMOTE_POOL, url, mend))
-    wanting = [finding for finding in found if finding[0] != "ok"]
-    return wanting[0] if wanting else ("ok", "; ".join(what for _, what, _ in found), "")
-
-
-def _workers_of(pool: str, url: str, mend: str) -> Finding:
-    request = urllib.request.Request(
-        f"{url}/work_pools/{pool}/workers/filter", b"{}", {"Content-Type": "application/json"}, method="POST"
-    )
+def _dvc_remote(workspace: Path) -> Finding:
+    """Read as DVC reads it. Nothing is written, since a trainer may not remove what it writes there."""
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            online = [worker["name"] for worker in json.load(answer) if worker["status"] == "ONLINE"]
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            return "warning", f"the server has no work pool '{pool}'", "'forgeline up' makes it"
-        return "ok", "the server tells only who gives it a password", ""
-    except (OSError, ValueError, KeyError, TypeError):
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+
+        with Repo(str(workspace)) as repo:
+            name = repo.config["core"].get("remote")
+            if not name:
+                return "ok", "none; outputs stay in the cache of this machine", ""
+            return _listed(name, repo.cloud.get_remote_odb(name))
+    except (ImportError, DvcException) as error:
+        return "missing", _sentence(error), "correct it with 'dvc remote', or install what it names"
+
+
+def _listed(name: str, remote: Any) -> Finding:
+    mend = f"correct its url or its credentials: 'dvc remote modify --local {name} …', AWS_PROFILE, AWS_ENDPOINT_URL_S3"
+    try:
+        remote.fs.ls(remote.path)
+    except FileNotFoundError as error:
+        if "NoSuchBucket" not in str(getattr(error.__cause__, "response", "")):
+            return "ok", f"'{name}' is empty; the first 'dvc push' fills it", ""
+        return "missing", f"'{name}' cannot be read: {_sentence(error)}", mend
+    except Exception as error:  # each kind of storage has its own
+        return "missing", f"'{name}' cannot be read: {_sentence(error)}", mend
+    return "ok", f"'{name}' can be read", ""
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _prefect(_: Path, api: str | None) -> Finding:
+    if not api:
+        return "ok", "neither PREFECT_API_URL nor a profile names a server; a run starts one for itself", ""
+    if not prefect_answers(api):
+        mend = "start it with 'forgeline up', or unset PREFECT_API_URL, in a profile by 'prefect config unset'"
+        return "missing", f"nobody answers at {api}", mend
+    told = _asked(api, "admin/version")
+    with suppress(PackageNotFoundError):
+        ours = version("prefect")
+        if isinstance(told, str) and _release(told) < _release(ours):
+            found = f"the server at {api} has Prefect {told}, which is older than {ours} here"
+            return "warning", found, f"pip install 'prefect>={ours}' where the server runs"
+    return "ok", f"a server answers at {api}", ""
+
+
+def _release(text: str) -> tuple[int, ...]:
+    """3.8.8 of 3.8.8 or 3.8.8.dev2, as numbers."""
+    return tuple(int(each) for each in re.findall(r"\d+", text)[:3])
+
+
+def _workers(workspace: Path, api: str | None) -> Finding:
+    if not api:
+        return "ok", "none is needed; 'forgeline up' starts one for scheduled runs", ""
+    found = [_workers_of(POOL, api, "start one with 'forgeline up', or 'prefect worker start --pool forgeline'")]
+    if _remote_stages(workspace):
+        mend = f"'prefect worker start --pool {REMOTE_POOL}' on a machine that has a GPU"
+        found.append(_workers_of(REMOTE_POOL, api, mend))
+    return _worst(found)
+
+
+def _workers_of(pool: str, api: str, mend: str) -> Finding:
+    told = _asked(api, f"work_pools/{pool}/workers/filter", b"{}")
+    if told in (404, 401, 403):
+        return _untold(told, f"no work pool '{pool}'")
+    try:
+        online = [worker["name"] for worker in told if worker["status"] == "ONLINE"]
+    except (KeyError, TypeError):
         return "warning", "not known, as the server does not tell", mend
     if not online:
         return "warning", f"no worker of the pool '{pool}' is online; what is handed to it waits", mend
     return "ok", f"{', '.join(online)} waits for runs of the pool '{pool}'", ""
 
 
+def _deployments(workspace: Path, api: str | None) -> Finding:
+    if not api:
+        return "ok", "none is needed; 'forgeline up' makes them for scheduled runs", ""
+    found = [_deployment(NIGHTLY_DEPLOYMENT, api)]
+    if _remote_stages(workspace):
+        found.append(_deployment(REMOTE_DEPLOYMENT, api))
+    return _worst(found)
+
+
+def _deployment(name: str, api: str) -> Finding:
+    told = _asked(api, f"deployments/name/{name}")
+    if told in (404, 401, 403):
+        return _untold(told, f"no deployment '{name}'")
+    try:
+        pool = _asked(api, f"work_pools/{told['work_pool_name']}")
+        kind, clones = pool["type"], bool(told["pull_steps"])
+    except (KeyError, TypeError):
+        return "warning", "not known, as the server does not tell", "'forgeline up' makes it anew"
+    if kind != "process" and not clones:
+        found = f"the deployment '{name}' has no pull step, and what a pool of type {kind} starts has none of our code"
+        return "missing", found, "prefect deploy --prefect-file infra/prefect-image.yaml --all"
+    return "ok", f"{name} for the pool '{told['work_pool_name']}' of type {kind}", ""
+
+
+def _untold(status: int, what: str) -> Finding:
+    if status == 404:
+        return "warning", f"the server has {what}", "'forgeline up' makes it"
+    return "ok", "the server tells only who gives it a password", ""
+
+
+def _worst(found: list[Finding]) -> Finding:
+    """The first that is missing, else the first warning, else all."""
+    for status in ("missing", "warning"):
+        for finding in found:
+            if finding[0] == status:
+                return finding
+    return "ok", "; ".join(dict.fromkeys(what for _, what, _ in found)), ""
+
+
+def _remote_stages(workspace: Path) -> tuple[str, ...]:
+    with suppress(ForgelineError):
+        return read_run_settings(Document.load(_shown(workspace / paths.PARAMS))).remote_stages
+    return ()
+
+
+def _asked(api: str, path: str, body: bytes | None = None) -> Any:
+    """What the API answers, the status of a refusal, or None where it says nothing that is JSON."""
+    try:
+        request = urllib.request.Request(f"{api}/{path}", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except _UNHEARD:
+        return None
+
+
 def _api(workspace: Path) -> str | None:
-    """The API of PREFECT_API_URL, or of the server that `forgeline up` has started here."""
+    """The API that Prefect's settings name, or that of the server which `forgeline up` has started here."""
     if url := os.environ.get("PREFECT_API_URL"):
         return url
-    try:
+    try:  # which profile, file or variable names one, only Prefect knows
+        command = [sys.executable, "-c", _ASK_PREFECT]
+        told = subprocess.run(command, cwd=workspace, capture_output=True, text=True, timeout=60)
+        if url := told.stdout.strip():
+            return url
         content = json.loads((workspace / UP / "up.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
-    return content["url"] if content["processes"] else None
+    return str(content["url"]) if content["processes"] else None

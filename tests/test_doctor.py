@@ -5,21 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
 from pathlib import Path
+from socketserver import StreamRequestHandler, TCPServer
+from typing import NamedTuple
 
+import boto3
 import pytest
+import servers
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.server import temporary_server
+from flows.up import DEPLOYMENT
 from pipeline import doctor
 from pipeline.delivery import open_store
-from pipeline.doctor import Check, checks
+from pipeline.doctor import CONSTRAINTS, NIGHTLY_DEPLOYMENT, Check, checks
+from pipeline.running import POOL, REMOTE_DEPLOYMENT, REMOTE_POOL
 
 ROOT = Path(__file__).parents[1]
+ASK_PREFECT = doctor._ASK_PREFECT
 
 
 @pytest.fixture
@@ -30,6 +45,9 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
     (tmp_path / ".dvc").mkdir()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.setenv("FORGELINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(doctor, "_ASK_PREFECT", "")  # which takes a second, so one test does
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     return tmp_path
 
@@ -96,6 +114,68 @@ def test_a_missing_package_is_named(workspace: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
     check = finding(workspace, "packages")
     assert (check.status, check.found) == ("missing", "no no-such-package")
+
+
+def test_versions_that_are_not_pinned_are_named(workspace: Path) -> None:
+    (workspace / "infra").mkdir()
+    numpy = version("numpy").partition("+")[0]
+    (workspace / CONSTRAINTS).write_text(
+        f"numpy==0.9 ; python_version < '3'\nnumpy=={numpy} ; python_version >= '3'\nno-such-package==1\n"
+    )
+    assert finding(workspace, "packages").status == "ok"
+    (workspace / CONSTRAINTS).write_text(f"numpy==0.9\nruamel-yaml==0.1\nscipy=={version('scipy')}\n")
+    check = finding(workspace, "packages")
+    assert (check.status, check.found) == (
+        "warning",
+        f"other versions than infra/constraints.txt pins: numpy {numpy} instead of 0.9, "
+        f"ruamel-yaml {version('ruamel.yaml')} instead of 0.1",
+    )
+
+
+def test_what_the_advice_for_a_full_disk_keeps_and_what_it_removes(workspace: Path) -> None:
+    """Sets that a commit records, here or of a remote's branch, are kept, whether they are pushed or not."""
+
+    def dvc(*words: str) -> None:
+        subprocess.run([sys.executable, "-m", "dvc", *words, "--quiet"], cwd=workspace, check=True)
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *words], cwd=workspace, check=True)
+
+    advised = re.search(r"'dvc (gc [^']+)'", finding_of_little(workspace).mend)
+    assert advised is not None
+    (workspace / "dvc.yaml").unlink()
+    dvc("init", "--force")
+    for content in ("recorded", "of no commit", "here"):
+        (workspace / "set").write_text(content)
+        dvc("add", "set")
+        if content == "recorded":
+            git("add", "set.dvc")
+            git("commit", "--quiet", "--message", content)
+            git("update-ref", "refs/remotes/origin/nightly", "HEAD")
+            git("update-ref", "-d", "HEAD")
+    dvc(*advised[1].split(), "--force")
+    cached = (workspace / ".dvc/cache/files/md5").rglob("*")
+    assert {path.read_text() for path in cached if path.is_file()} == {"recorded", "here"}
+
+
+def finding_of_little(workspace: Path) -> Check:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(doctor, "LEAST_DISK_GB", 1e9)
+        return finding(workspace, "disk")
+
+
+def test_the_disk_of_the_cache_counts_too(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/shm is a disk of its own, with little space as it is told here."""
+    before = finding_of_little(workspace).found
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(1e9 if "shm" in str(place) else 9e9))
+    (workspace / ".dvc/config").write_text("[cache]\n    dir = /dev/shm/not/yet\n")
+    check = finding(workspace, "disk")
+    assert "disk at" not in before
+    assert (check.status, check.found) == ("warning", "1.0 GB of disk at /dev/shm/not/yet free, needed 5")
+
+
+class Usage(NamedTuple):
+    free: float
 
 
 def test_little_disk_and_memory_are_warnings(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +263,159 @@ def test_a_prefect_server_that_does_not_answer(workspace: Path, monkeypatch: pyt
         monkeypatch.setenv("PREFECT_API_URL", url)
         check = finding(workspace, "Prefect")
     assert (check.status, check.found) == ("missing", f"nobody answers at {url}")
+
+
+def test_a_server_that_a_profile_of_prefect_s_names(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, prefect_api: str
+) -> None:
+    monkeypatch.setattr(doctor, "_ASK_PREFECT", ASK_PREFECT)
+    command = [sys.executable, "-m", "prefect", "config", "set", f"PREFECT_API_URL={prefect_api}"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert finding(workspace, "Prefect").found == f"a server answers at {prefect_api}"
+
+
+class Babbles(StreamRequestHandler):
+    def handle(self) -> None:
+        self.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+
+def test_what_speaks_no_http_is_no_prefect_server(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TCPServer(("127.0.0.1", 0), Babbles) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/api"
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        found = {check.name: check for check in checks(workspace)}
+        server.shutdown()
+    assert (found["Prefect"].status, found["Prefect"].found) == ("missing", f"nobody answers at {url}")
+    assert (found["clock"].status, found["workers"].status) == ("ok", "warning")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:port/api", "127.0.0.1/api", "http://[::1/api"])
+def test_what_is_no_address_of_a_server(workspace: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    check = finding(workspace, "Prefect")
+    assert (check.status, check.found) == ("missing", f"nobody answers at {url}")
+
+
+def test_a_profile_of_amazon_s_that_is_not_there(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nope")
+    publish_to(workspace, "s3://bucket/sets")
+    found = {check.name: check for check in checks(workspace)}
+    assert found["store"].status == "missing"
+    assert "The config profile (nope) could not be found" in found["store"].found
+    assert found["clock"].status == "ok"
+
+
+def test_pools_workers_and_deployments_of_a_server(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_from(workspace, "{remote_stages: [train]}")
+    with temporary_server() as started, ExitStack() as stack:
+        url = started()
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        stack.enter_context(temporary_settings({PREFECT_API_URL: url}))
+        client = stack.enter_context(get_client(sync_client=True))
+
+        def found(name: str) -> tuple[str, str]:
+            check = finding(workspace, name)
+            return check.status, check.found
+
+        assert found("Prefect") == ("ok", f"a server answers at {url}")
+        assert found("workers") == ("warning", "the server has no work pool 'forgeline'")
+        assert found("deployments") == ("warning", f"the server has no deployment '{DEPLOYMENT}'")
+
+        assert NIGHTLY_DEPLOYMENT == DEPLOYMENT
+        flows = {name: client.create_flow_from_name(name) for name in ("retrain", "elsewhere")}
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+        client.create_work_pool(WorkPoolCreate(name=REMOTE_POOL, type="ecs"))
+        client.create_deployment(flows["retrain"], "nightly", work_pool_name=POOL)
+        assert found("workers") == (
+            "warning",
+            "no worker of the pool 'forgeline' is online; what is handed to it waits",
+        )
+        assert found("deployments") == ("warning", f"the server has no deployment '{REMOTE_DEPLOYMENT}'")
+
+        client.create_deployment(flows["elsewhere"], "stage", work_pool_name=REMOTE_POOL)
+        assert found("deployments") == (
+            "missing",
+            "the deployment 'elsewhere/stage' has no pull step, "
+            "and what a pool of type ecs starts has none of our code",
+        )
+        clone = {"prefect.deployments.steps.git_clone": {"repository": "https://localhost/x.git"}}
+        client.create_deployment(flows["elsewhere"], "stage", work_pool_name=REMOTE_POOL, pull_steps=[clone])
+        assert found("deployments") == (
+            "ok",
+            "retrain/nightly for the pool 'forgeline' of type process; "
+            "elsewhere/stage for the pool 'forgeline-gpu' of type ecs",
+        )
+
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", "of-the-test"]
+        worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            while "no worker of the pool 'forgeline-gpu'" not in (said := found("workers")[1]):
+                assert worker.poll() is None, said
+            run_from(workspace, "{}")
+            assert found("workers") == ("ok", "of-the-test waits for runs of the pool 'forgeline'")
+        finally:
+            worker.kill()
+            worker.wait()
+
+        monkeypatch.setattr(doctor, "version", lambda name: "99.0" if name == "prefect" else version(name))
+        assert finding(workspace, "Prefect").mend == "pip install 'prefect>=99.0' where the server runs"
+        assert found("Prefect") == (
+            "warning",
+            f"the server at {url} has Prefect {version('prefect')}, which is older than 99.0 here",
+        )
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with servers.moto() as url:
+        for name, value in {
+            "AWS_ENDPOINT_URL_S3": url,
+            "AWS_ACCESS_KEY_ID": "someone",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            monkeypatch.setenv(name, value)
+        client = boto3.session.Session().client("s3")
+        client.create_bucket(Bucket="the-bucket")
+        yield "s3://the-bucket/dvc"
+        for each in client.list_objects_v2(Bucket="the-bucket").get("Contents", []):
+            client.delete_object(Bucket="the-bucket", Key=each["Key"])
+        client.delete_bucket(Bucket="the-bucket")
+
+
+def dvc_remote(workspace: Path, url: str, *settings: str) -> tuple[str, str]:
+    lines = "".join(f"    {setting}\n" for setting in (f"url = {url}", *settings))
+    (workspace / ".dvc/config").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n{lines}")
+    check = finding(workspace, "DVC remote")
+    return check.status, check.found
+
+
+def test_a_dvc_remote_is_read_as_dvc_reads_it(workspace: Path, bucket: str) -> None:
+    assert finding(workspace, "DVC remote").status == "ok"
+    assert dvc_remote(workspace, bucket) == ("ok", "'store' is empty; the first 'dvc push' fills it")
+    (workspace / "data").write_text("data")
+    for words in ("add", "push"):
+        subprocess.run([sys.executable, "-m", "dvc", words, "data", "--quiet"], cwd=workspace, check=True)
+    assert dvc_remote(workspace, bucket) == ("ok", "'store' can be read")
+    assert dvc_remote(workspace, "s3://no-such-bucket/dvc") == (
+        "missing",
+        "'store' cannot be read: The specified bucket does not exist",
+    )
+    status, said = dvc_remote(workspace, bucket, "profile = nope")
+    assert (status, said) == ("missing", "'store' cannot be read: The config profile (nope) could not be found")
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        status, said = dvc_remote(workspace, bucket, f"endpointurl = http://127.0.0.1:{unheard.getsockname()[1]}")
+    assert status == "missing"
+    assert said.startswith("'store' cannot be read: Could not connect to the endpoint URL")
+
+
+def test_a_dvc_remote_in_a_folder_and_one_that_is_none(workspace: Path) -> None:
+    assert dvc_remote(workspace, "../remote") == ("ok", "'store' is empty; the first 'dvc push' fills it")
+    assert dvc_remote(workspace, "gs://bucket/dvc")[0] == "missing"
+    (workspace / ".dvc/config").write_text("[core]\n    remote = store\n")
+    assert finding(workspace, "DVC remote").found == "config file error: remote 'store' doesn't exist"
 
 
 @pytest.mark.parametrize("ahead", [-3600.0, 0.0, 3600.0])
