@@ -27,11 +27,13 @@ from pipeline.imageset.files import atomic_folder
 from pipeline.params import Document
 
 
-def study(workspace: Path, shares: Sequence[float], seeds: int) -> list[dict[str, Any]]:
-    """The row of utility.json that the experiment of each share, in (0, 1], ended with; the smallest share first.
+def study(workspace: Path, shares: Sequence[float], seeds: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of utility.json that the experiments of the shares, in (0, 1], ended with; and those that failed.
 
-    The experiments stay, as `same-data-SHARE`. What one of them made before is restored and not made again, so that a
-    study which was interrupted goes on. Also writes out/study: table.csv and study.png.
+    The smallest share comes first. The experiments stay, as `same-data-SHARE`; what one made before is restored and not
+    made again, so that a study which was interrupted goes on. One that fails, as where a generator of few images gives
+    copies of them only, leaves the others their turn. Also writes out/study, table.csv and study.png, where there is a
+    row.
     """
     from pipeline.report.utility import draw
     from pipeline.stages.utility import table
@@ -39,33 +41,34 @@ def study(workspace: Path, shares: Sequence[float], seeds: int) -> list[dict[str
     read_all_params(workspace)
     read_stages(workspace)
     source = _absolute_source(Document.load(workspace / paths.PARAMS))
-    rows: list[dict[str, Any]] = []
+    rows, failed = [], []
     for number, share in enumerate(sorted(set(shares)), start=1):
         name = f"same-data-{share:g}"
         print(f"study: experiment {number} of {len(set(shares))}, {name}", flush=True)
         settings = {"ingest.train_fraction": share, "utility.fractions": "[1.0]", "utility.seeds": seeds, **source}
-        _run_experiment(workspace, name, settings)
-        found = dvc.api.read(str(paths.UTILITY / "utility.json"), repo=str(workspace), rev=name)
-        rows += json.loads(found)["rows"]
+        if _experiment_ends_well(workspace, name, settings):
+            found = dvc.api.read(str(paths.UTILITY / "utility.json"), repo=str(workspace), rev=name)
+            rows += json.loads(found)["rows"]
+        else:
+            failed.append(name)
+    if not rows:
+        return rows, failed
     with atomic_folder(workspace / paths.STUDY) as folder:
         (folder / "table.csv").write_text(table(rows), encoding="utf-8")
         draw(folder / "study.png", rows)
-    return rows
+    return rows, failed
 
 
-def _run_experiment(workspace: Path, name: str, settings: Mapping[str, object]) -> None:
-    """In a copy of its own, beside the workspace, whose files stay as they are. Raises FailedError when it fails."""
+def _experiment_ends_well(workspace: Path, name: str, settings: Mapping[str, object]) -> bool:
+    """Run it in a copy of the workspace, whose own files stay as they are. It says itself why it fails."""
     listed = subprocess.run(
         [sys.executable, "-m", "dvc", "exp", "list", "--name-only"], cwd=workspace, capture_output=True, text=True
     )
     if name in listed.stdout.split():
         run_dvc(workspace, "exp", "remove", name)
     words = [f"--set-param=++{key}={value}" for key, value in settings.items()]
-    ended = subprocess.run(
-        [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, *words, "utility"], cwd=workspace
-    )
-    if ended.returncode:
-        raise FailedError(f"experiment {name} failed, as said above; what it made is kept, the same command goes on")
+    command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, *words, "utility"]
+    return subprocess.run(command, cwd=workspace).returncode == 0
 
 
 def _absolute_source(document: Document) -> dict[str, str]:
@@ -102,10 +105,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, required=True)
     given = parser.parse_args()
     with ending():
-        rows = study(Path.cwd(), given.shares, given.seeds)
-        Console().print(_table(rows, given.seeds))
-        for name in ("table.csv", "study.png"):
-            print(paths.STUDY / name)
+        rows, failed = study(Path.cwd(), given.shares, given.seeds)
+        if rows:
+            Console().print(_table(rows, given.seeds))
+            print(paths.STUDY / "table.csv", paths.STUDY / "study.png", sep="\n")
+        if failed:
+            raise FailedError(f"{', '.join(failed)} failed, as said above; what was made is kept, and used again")
 
 
 if __name__ == "__main__":
