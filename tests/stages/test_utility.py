@@ -26,7 +26,8 @@ from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.imageset import ImageSet, Row, write_imageset
 from pipeline.imageset.layout import content_hash
-from pipeline.metrics.utility import ARMS, RARE_ARMS
+from pipeline.metrics.classifier import load, predict
+from pipeline.metrics.utility import ARMS, RARE_ARMS, Arm
 from pipeline.params import Document
 from pipeline.report.utility import draw, draw_choices
 from pipeline.stages import utility
@@ -235,6 +236,20 @@ def test_the_seeds_of_all_arms_are_the_same_and_each_classifier_sees_what_its_ar
         assert {training.synthetic_share for training in setting} == {
             {"mixed": 0.5, "filled": 0.5, "synthetic": 1.0}.get(arm, 0.0)
         }
+
+
+@pytest.mark.parametrize("arm", ["real_long", "oversampled", "weighted"])
+def test_a_worker_returns_the_score_of_the_classifier_that_it_saved(
+    arm: Arm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real, synthetic = write_real(train=thinned()), write_synthetic(DIGITS[REST], LABELS[REST])
+    monkeypatch.setattr(utility, "_sets", (real, synthetic), raising=False)
+    score = utility._train(TINY.training(arm, 1.0, 0, 0.01), tmp_path / "a.safetensors")
+    truth = LABELS[VALIDATION]
+    right = predict(load(tmp_path / "a.safetensors"), DIGITS[VALIDATION]).argmax(axis=1) == truth
+    accuracy, balanced = 100 * right.mean(), 100 * np.mean([right[truth == label].mean() for label in range(10)])
+    assert abs(accuracy - balanced) > 1e-6
+    assert score == pytest.approx(accuracy if arm == "real_long" else balanced)
 
 
 @pytest.mark.parametrize("label", [0, 9])  # one of many images, and a rare one
