@@ -26,9 +26,6 @@ def report(workspace: Path, path: str, content: dict[str, Any]) -> None:
 
 
 def good_reports(workspace: Path) -> None:
-    passed = {"success": True, "expectations": {"evaluated": 9, "failed": 0}}
-    report(workspace, "out/validation/real/report.json", passed)
-    report(workspace, "out/validation/synthetic/report.json", passed)
     measured = {"memorization": {"copies": 0, "nearer_than_percentile_1": 0.01}}
     report(workspace, "out/evaluation/synthetic/metrics.json", measured)
     rows = [{"data": "5 %", "verdict": "helps"}, {"data": "100 %", "verdict": "makes no difference"}]
@@ -52,9 +49,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
 
 
-def publish_champion(url: Path, seed: int, noise: int) -> str:
-    """Publish other images as the latest of `bars`; their version."""
-    images = write_set(url.parent / f"champion-{seed}", {"train": bars(600, seed, noise)}, synthetic=True)
+def publish_champion(url: Path, seed: int, noise: int, scale: int = 1) -> str:
+    """Publish other images as the latest of `bars`, `scale` times as large; their version."""
+    pixels, labels = bars(600, seed, noise)
+    parts = {"train": (pixels.repeat(scale, 2).repeat(scale, 3), labels)}
+    images = write_set(url.parent / f"champion-{seed}", parts, synthetic=True)
     picture = io.BytesIO()
     Image.new("L", (8, 8)).save(picture, format="PNG")
     lineage = Lineage(
@@ -91,31 +90,16 @@ def test_what_is_good_passes_where_nothing_was_published_yet(workspace: Path, tm
     assert (verdict.refusal, verdict.champion) == (None, None)
 
 
-@pytest.mark.parametrize(
-    ("path", "content", "gate", "sentence"),
-    [
-        (
-            "out/validation/synthetic/report.json",
-            {"success": False, "expectations": {"evaluated": 9, "failed": 2}},
-            Gate(),
-            "validation, synthetic: 7 of 9 expectations hold, needed all",
-        ),
-        (
-            "out/evaluation/synthetic/metrics.json",
-            {"memorization": {"copies": 3, "nearer_than_percentile_1": 0.25}},
-            Gate(),
-            "exact copies of training images: 3, needed at most 0; "
-            "share of near copies of training images: 0.25, needed at most 0.02",
-        ),
-    ],
-)
-def test_what_is_not_good_by_itself_is_refused_and_not_shared(
-    workspace: Path, tmp_path: Path, path: str, content: dict[str, Any], gate: Gate, sentence: str
-) -> None:
-    report(workspace, path, content)
-    verdict = judge(workspace, str(tmp_path / "sets"), "bars", gate, harmful=False)
+def test_what_is_not_good_by_itself_is_refused_and_not_shared(workspace: Path, tmp_path: Path) -> None:
+    measured = {"memorization": {"copies": 3, "nearer_than_percentile_1": 0.25}}
+    report(workspace, "out/evaluation/synthetic/metrics.json", measured)
+    verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False)
     good_reports(workspace)
-    assert (verdict.refusal, verdict.shareable) == (sentence, False)
+    assert (verdict.refusal, verdict.shareable) == (
+        "exact copies of training images: 3, needed at most 0; "
+        "share of near copies of training images: 0.25, needed at most 0.02",
+        False,
+    )
 
 
 def test_the_verdict_of_utility_is_as_demanded(workspace: Path, tmp_path: Path) -> None:
@@ -150,3 +134,16 @@ def test_a_champion_that_is_better_on_the_images_of_today_stays(workspace: Path,
 def test_the_very_set_that_is_published_is_not_its_own_rival(workspace: Path, tmp_path: Path) -> None:
     publish_champion(tmp_path / "sets", seed=3, noise=100)
     assert judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False).champion is None
+
+
+def test_what_cannot_be_compared_with_its_champion_is_refused_unless_the_gate_does_without(
+    workspace: Path, tmp_path: Path
+) -> None:
+    version = publish_champion(tmp_path / "sets", seed=4, noise=100, scale=2)
+    verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False)
+    assert (verdict.refusal, verdict.shareable) == (
+        f"champion bars@{version}: 1×16×16 images of low, middle, high, needed 1×8×8 images of low, middle, high to "
+        "compare it, or run.gate.champion: [] to do without",
+        True,
+    )
+    assert refusal(workspace, tmp_path / "sets", Gate(champion=())) is None
