@@ -63,8 +63,8 @@ def intervals(seeds: int, test_images: int) -> str:
     """What the intervals are of; whoever shows one shows this line, which begins with `Intervals`."""
     return (
         f"Intervals are 95 % t intervals of the difference between two classifiers of the same seed, over {seeds} "
-        f"seeds, on {test_images:,} test images: each seed begins with other weights, and draws other real images where "
-        "a classifier has a part of them. A gain's reaches at least as far as one test image counts. Each "
+        f"seeds, on {test_images:,} test images: each seed begins with other weights, and draws other real images "
+        "where a classifier has a part of them. A gain's reaches at least as far as one test image counts. Each "
         "stands for itself: none is corrected for how many comparisons there are. There is one generator, one test "
         "split and one set of real images, and how far another of these would shift a figure is not in them."
     )
