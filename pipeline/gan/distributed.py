@@ -102,6 +102,16 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
     return tuple(bool(flag) for flag in raised)
 
 
+def of_all(rows: Tensor) -> Tensor:
+    """The rows of all processes, in their order; every process must ask, each with equally many."""
+    if world_size() == 1:
+        return rows
+    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    with _exchange():
+        dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
 def from_first(value: T) -> T:
     """Process 0's value, in every process."""
     if world_size() == 1:

@@ -96,6 +96,10 @@ class Family(family.Family):
         scores: Tensor = self.discriminator(images, like.labels)
         return scores
 
+    def fakes(self, like: Batch) -> Tensor:
+        """What the generator makes with the labels and draws of a batch."""
+        return self.generator.sample_like(like)
+
     def prepare(self, progress: Progress) -> Hashable | None:
         return self._turn(progress)
 
@@ -110,7 +114,7 @@ class Family(family.Family):
         generator_steps, often = self._turn(progress)
         autocast = torch.autocast(real.images.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
         with autocast, torch.set_grad_enabled(generator_steps):
-            fakes = self.augment(self.generator.sample_like(real).to(real.images.dtype), real.draws)
+            fakes = self.augment(self.fakes(real).to(real.images.dtype), real.draws)
         with autocast:
             images = self.augment(real.images, real.draws)
             real_scores, fake_scores = self.score(images, real), self.score(fakes.detach(), real)

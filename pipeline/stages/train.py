@@ -26,13 +26,12 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import paths
 from pipeline.errors import FailedError, ForgelineError, UserError
-from pipeline.gan import distributed, game, machine, training
+from pipeline.gan import distributed, machine, standing, training
 from pipeline.gan.batches import Batches
 from pipeline.gan.checkpoint import Checkpoints, locked
 from pipeline.gan.distributed import from_first
 from pipeline.gan.family import Family, Generator, ImageSpec, load_family
 from pipeline.gan.model import Model
-from pipeline.gan.standing import standing
 from pipeline.gan.training import Snapshot, Trainer, describe_diversity
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import atomic_folder, sha256_file, write_atomically
@@ -131,7 +130,9 @@ def _run(params: Params, config: Any, stop: Stop) -> None:
     if distributed.rank() > 0:
         try:
             _set_threads(params.threads, family, trial, None)
-            _help(trial(family), stop)
+            trainer = trial(family)
+            _help(trainer, stop)
+            _standing(trainer, real, params)
         except ForgelineError as error:
             sys.exit(error.exit_status)  # process 0 says why
         return
@@ -325,12 +326,16 @@ def _help(trainer: Trainer, stop: Stop) -> None:
 
 
 def _standing(trainer: Trainer, real: ImageSet, params: Params) -> dict[str, Any] | None:
-    """How the game stands at the end; None where it is another one, or several processes have a part of it each."""
-    if not isinstance(trainer.family, game.Family) or distributed.world_size() > 1:
+    """How the game stands at the end, which all processes must ask; None where nobody can be asked."""
+    family = trainer.family
+    if not isinstance(family, standing.Family):
         return None
-    held_out = _batches(params, trainer.family, real, trainer.batches.generator.device, "validation")
-    found = standing(trainer.family, trainer.batches, held_out, step=trainer.steps)
-    return {"objective": trainer.family.config.objective, "held_out": "validation split"} | found
+    with distributed.first_of_host():
+        held_out = _batches(params, family, real, trainer.batches.generator.device, "validation")
+    found = standing.standing(family, trainer.batches, held_out, step=trainer.steps)
+    if "domains" in found:
+        found["domains"] = dict(zip(real.classes, found["domains"], strict=True))
+    return {"held_out": "validation split"} | found
 
 
 def _write(trainer: Trainer, judge: SnapshotJudge, inputs: dict[str, Any], stands: dict[str, Any] | None) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.gan.distributed import SynchronizedBatchNorm, all_mean, rank, world_size
+from pipeline.gan.distributed import SynchronizedBatchNorm, all_mean, of_all, rank, world_size
 
 
 def _uneven(points: Tensor, weight: Tensor) -> Tensor:
@@ -43,6 +43,7 @@ def _be_process(number: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
     assert (rank(), world_size()) == (number, 2)
     assert all_mean(torch.tensor([1.0, 5.0]) * (number + 1)).tolist() == [1.5, 7.5]
+    assert of_all(POINTS.view(2, 4).T.chunk(2)[number]).equal(POINTS.view(2, 4).T)
     first, second = (all_mean(gradient) for gradient in _gradients(POINTS.chunk(2)[number]))
     torch.save((first, second), folder / str(number))
     dist.destroy_process_group()

@@ -80,6 +80,34 @@ def test_one_that_cannot_tell_says_so_and_is_calibrated() -> None:
     assert stands["calibration_error"] == 0
 
 
+class Both(Level):
+    """The images of a batch, a level darker or brighter by the domain that they are asked for in."""
+
+    translates = True
+
+    def sample_like(self, batch: Batch, spread: float = 1.0) -> Tensor:
+        return batch.images + self.level * (2 * batch.labels - 1)[:, None, None, None]
+
+
+class OneIsBlind(Brightness):
+    """Domain 1 gets a score of 0 whatever it shows."""
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return super().forward(images, labels) * (labels == 0)
+
+
+def test_each_domain_of_a_translation_has_a_standing_and_the_means_are_of_both() -> None:
+    images = np.full((40, 1, 2, 2), 200, np.uint8)
+    domains = Batches(images, np.arange(40) % 2, batch_size=8, seed=0, device=CPU, balanced=True)
+    family = game.Family(game.Config(), Both(-1.0), OneIsBlind(0.7))
+    stands = standing(family, domains, domains, step=5)
+    seeing, blind = stands["domains"]
+    assert (seeing["held_out_accuracy"], seeing["fake_accuracy"], seeing["held_out_over_fake"]) == (0, 0, 0)
+    assert (blind["held_out_accuracy"], blind["held_out_over_fake"]) == (0, 0.5)
+    assert stands["held_out_over_fake"] == 0.25
+    assert seeing.keys() == blind.keys() == stands.keys() - {"objective", "images", "domains"}
+
+
 def test_where_only_differences_count_the_middle_is_the_boundary_and_scores_are_no_probabilities() -> None:
     stands = found(Brightness(-3), fake=-0.8, held_out=200, objective="relativistic")
     assert (stands["train_accuracy"], stands["held_out_accuracy"], stands["fake_accuracy"]) == (1, 1, 1)

@@ -254,6 +254,7 @@ def test_two_processes_that_torchrun_starts_make_the_model_that_one_makes(worksp
     settings = {"family": "dcgan", "images": 640, "snapshot_images": 320}
     train.run(_document(**settings))
     alone = Model.load(paths.MODEL)
+    stood = json.loads(Path("out/training/game.json").read_text())
     _outputs(workspace)
     with (workspace / "params.yaml").open("w") as file:
         YAML().dump(_document(**settings, processes=2).content, file)
@@ -265,6 +266,12 @@ def test_two_processes_that_torchrun_starts_make_the_model_that_one_makes(worksp
     assert together.selection["score"] == pytest.approx(alone.selection["score"], rel=0.05)
     ours, theirs = (model.sample(seed=1, start=0, count=30)[0].astype(int) for model in (together, alone))
     assert abs(ours - theirs).mean() < 1  # gray levels: bfloat16 rounds sums of half a batch otherwise
+    stands = json.loads(Path("out/training/game.json").read_text())
+    assert stands.keys() == stood.keys()
+    assert (stands["objective"], stands["images"]) == (stood["objective"], stood["images"])
+    assert [value for value in stands.values() if isinstance(value, float)] == pytest.approx(
+        [value for value in stood.values() if isinstance(value, float)], abs=0.05
+    )
     assert _states(workspace) == []
 
 

@@ -75,6 +75,16 @@ def _metrics(which: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     return metrics, {name: entry for entry in metrics.pop("protocol") for name in entry["measures"]}
 
 
+def test_how_the_game_stood_is_said_of_each_domain() -> None:
+    stands = json.loads((paths.TRAINING / "game.json").read_text())
+    assert (stands["objective"], stands["held_out"], stands["images"]) == ("least_squares", "validation split", 2000)
+    assert list(stands["domains"]) == ["A", "B"]
+    for name in ("train_accuracy", "held_out_accuracy", "fake_accuracy", "train_over_held_out", "held_out_over_fake"):
+        each = [told[name] for told in stands["domains"].values()]
+        assert all(0 <= share <= 1 for share in each)
+        assert stands[name] == pytest.approx(sum(each) / 2)
+
+
 def test_the_folders_give_domains_and_splits() -> None:
     real = _real()
     assert real.classes == ("A", "B")

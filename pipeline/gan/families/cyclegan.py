@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.gan import family, objectives
-from pipeline.gan.batches import Batch
-from pipeline.gan.diffaugment import Policy, augment
+from pipeline.gan import diffaugment, family, objectives
+from pipeline.gan.batches import Batch, Draws
+from pipeline.gan.diffaugment import Policy
 from pipeline.gan.family import ImageSpec, Progress, at_least
 
 _AT_ONCE = 16  # images that are translated together outside of training: a bound on memory
@@ -29,6 +29,7 @@ class Config(family.Config):
     """`families.cyclegan` of params.yaml; the defaults are the paper's (section 4 and appendix 7)."""
 
     trains_alone: ClassVar[str] = "its pool takes in one image after another"
+    objective: ClassVar[objectives.Name] = "least_squares"
 
     learning_rate: float = 2e-4
     beta1: float = 0.5
@@ -191,6 +192,7 @@ class Family(family.Family):
     pool: Tensor
     held: Tensor
     balanced = True  # by turns an image of domain 0 and one of domain 1
+    objective = objectives.least_squares
 
     def __init__(self, config: Config, spec: ImageSpec) -> None:
         super().__init__()
@@ -200,6 +202,20 @@ class Family(family.Family):
         shape = (2, config.pool_size, spec.channels, spec.image_size, spec.image_size)
         self.register_buffer("pool", torch.zeros(shape))
         self.register_buffer("held", torch.zeros((), dtype=torch.int64))
+
+    def augment(self, images: Tensor, draws: Draws) -> Tensor:
+        """What the discriminators are shown instead of these images, real or generated."""
+        return diffaugment.augment(images, self.config.augment, draws)
+
+    def fakes(self, like: Batch) -> Tensor:
+        """By turns an image of domain 1 as one of domain 0, and the other way round."""
+        into_0, into_1 = self.generator.into
+        return _alternate(into_0(like.images[1::2]), into_1(like.images[0::2]))
+
+    def score(self, images: Tensor, like: Batch) -> Tensor:
+        """For each image, by turns of domain 0 and 1, the mean score of its patches (B,)."""
+        patches: Tensor = self.discriminator(images)
+        return patches.flatten(1).mean(1)
 
     def losses(self, real: Batch, progress: Progress) -> Iterator[tuple[str, Tensor]]:
         config, (into_0, into_1) = self.config, self.generator.into
@@ -212,7 +228,7 @@ class Family(family.Family):
             in_0, in_1 = into_0(images), into_1(images)
             fakes, same = _alternate(in_0[1::2], in_1[0::2]), _alternate(in_0[0::2], in_1[1::2])
             back = _alternate(into_0(fakes[1::2]), into_1(fakes[0::2]))
-            fake_scores = self.discriminator(augment(fakes, config.augment, real.draws))
+            fake_scores = self.discriminator(self.augment(fakes, real.draws))
         # Means over the batch are halves of the paper's sums over the domains, all terms alike; its squares are whole.
         cycle, identity = F.l1_loss(back, images), F.l1_loss(same, images)
         progress.charts["cycle_loss"], progress.charts["identity_loss"] = cycle, identity
@@ -222,8 +238,8 @@ class Family(family.Family):
         pairs, draws = (rows.reshape(-1, 2, *rows.shape[1:]) for rows in (fakes.detach(), real.draws.uniform(2)))
         shown = exchange(self.pool, self.held, pairs.to(self.pool.dtype), draws).flatten(0, 1)
         with precision:
-            real_scores = self.discriminator(augment(images, config.augment, real.draws))
-            fake_scores = self.discriminator(augment(shown, config.augment, real.draws))
+            real_scores = self.discriminator(self.augment(images, real.draws))
+            fake_scores = self.discriminator(self.augment(shown, real.draws))
         right = {"real_accuracy": real_scores > 0.5, "fake_accuracy": fake_scores < 0.5}
         progress.charts.update((name, told.to(real_scores.dtype).mean()) for name, told in right.items())
         yield "discriminator", objectives.least_squares.discriminator(real_scores, fake_scores)

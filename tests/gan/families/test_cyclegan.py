@@ -80,6 +80,16 @@ def test_each_discriminator_sees_real_and_fake_images_of_its_own_domain_only() -
         assert (real <= 0.01).all() if label == 0 else (real >= 0).all()
 
 
+def test_asked_how_the_game_stands_each_discriminator_is_shown_images_of_the_other_domain_as_its_own() -> None:
+    family, batch = Family(Config(**SMALL), _spec(16)), _batch()  # type: ignore[arg-type]
+    family.generator.into = nn.ModuleList([_Shift(-10.0), _Shift(10.0)])
+    fakes = family.fakes(batch)
+    torch.testing.assert_close(fakes[0::2], batch.images[1::2] - 10)
+    torch.testing.assert_close(fakes[1::2], batch.images[0::2] + 10)
+    patches = torch.stack([family.discriminator.of[place % 2](fakes[place : place + 1]) for place in range(8)])
+    torch.testing.assert_close(family.score(fakes, batch), patches.mean(dim=(1, 2, 3, 4)))
+
+
 def test_samples_are_translations_into_the_domain_of_the_label() -> None:
     generator = Generator(Config(**SMALL), _spec(16))  # type: ignore[arg-type]
     generator.into = nn.ModuleList([_Shift(-10.0), _Shift(10.0)])
