@@ -7,13 +7,14 @@ export DO_NOT_TRACK := 1
 # A run starts dozens of Pythons: where bytecode is not kept, each compiles Great Expectations or torch anew, for 10 s.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test test-ceph bench lint format constraints clean
+.PHONY: help demo test test-ceph bench soak lint format constraints clean
 
 help:
 	@echo "make demo         the whole pipeline once, on handwritten digits: a release, its grid, its numbers"
 	@echo "make test         the tests"
 	@echo "make test-ceph    those that talk to S3 once more, to a Ceph gateway; wants ceph-mon, ceph-osd and radosgw"
 	@echo "make bench        how fast training, sampling and delivery are here, in some minutes; wants idle cores"
+	@echo "make soak         what 200 scheduled runs leave behind and what a run costs, held to limits, in half an hour"
 	@echo "make lint         ruff, mypy, the import contracts"
 	@echo "make format       ruff's formatting and its safe corrections"
 	@echo "make constraints  compile infra/constraints.txt afresh"
@@ -31,6 +32,10 @@ test-ceph: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	python tests/bench/speed.py
 	python tests/bench/delivery.py
+
+soak: $(VENV)/installed-dev
+	python tests/bench/overhead.py
+	python tests/bench/soak.py
 
 lint: $(VENV)/installed-dev
 	ruff check .

@@ -2,14 +2,13 @@
 
 One run after another in a repository of small stages, each in a checkout of its own as by night. In between, memory and
 open files of server and worker are read, and the sizes of the repository and of Prefect's own folder, whose database
-keeps a history of runs. `python tests/bench/soak.py [RUNS]`, 200 by default, takes about 8 seconds for each.
+keeps a history of runs. `python tests/bench/soak.py [RUNS]`, 200 by default, takes about 8 seconds for each. The exit
+status is 1 where something grows faster over the second half than `LIMITS` allow; fewer than 100 runs are not judged.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,46 +18,31 @@ from uuid import UUID
 import numpy as np
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from repository import scheduled
 
 from flows.retrain import NOTHING_NEW
 from flows.up import DEPLOYMENT, Standing, down, up
 from pipeline.running import UP
 
-ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 300  # for one run
 STAGES = """stages:
   probe: {cmd: ls data > list.txt, outs: [list.txt], always_changed: true}
   copy: {cmd: cp list.txt copy.txt, deps: [list.txt], outs: [copy.txt]}
 """
+LIMITS = {  # of growth for each 100 runs
+    "server, MB": 15.0,  # its caches fill for a while
+    "server, open files": 3.0,
+    "server, children": 0.5,
+    "worker, MB": 20.0,
+    "worker, open files": 3.0,
+    "worker, children": 0.5,
+    "repository, MB": 1.0,
+    "repository, files": 5.0,
+    "origin and store, MB": 0.5,
+    "Prefect's folder, MB": 25.0,  # the history of runs, which Prefect keeps
+}
+JUDGED_RUNS = 100
 PARAMS = "publish: {url: null, name: toy}\nsource: {url: data}\nrun: {branch: main, record: nightly}\n"
-
-
-def repository(folder: Path) -> Path:
-    """A clone with a bare `origin` and a DVC remote beside it, with the flow as this clone has it."""
-    clone = folder / "clone"
-    clone.mkdir()
-    dvc = [sys.executable, "-m", "dvc"]
-    commit = ["-c", "user.name=soak", "-c", "user.email=soak@localhost", "commit", "--quiet", "--message", "begin"]
-    for words in (["git", "init", "--quiet", "--initial-branch=main"], [*dvc, "init", "--quiet"]):
-        subprocess.run(words, cwd=clone, check=True)
-    (clone / "dvc.yaml").write_text(STAGES)
-    (clone / "params.yaml").write_text(PARAMS)
-    (clone / ".gitignore").write_text("/data\n/list.txt\n/copy.txt\n__pycache__\n")
-    (clone / "data").mkdir()
-    (clone / "data/one").touch()
-    shutil.copytree(ROOT / "flows", clone / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    (clone / "infra").mkdir()
-    shutil.copy(ROOT / "infra/prefect.yaml", clone / "infra")
-    for words in (
-        [*dvc, "remote", "add", "--quiet", "--default", "store", str(folder / "store")],
-        ["git", "init", "--quiet", "--bare", "--initial-branch=main", str(folder / "origin")],
-        ["git", "remote", "add", "origin", str(folder / "origin")],
-        ["git", "add", "--all"],
-        ["git", *commit],
-        ["git", "push", "--quiet", "origin", "main"],
-    ):
-        subprocess.run(words, cwd=clone, check=True)
-    return clone
 
 
 def run_once(client: SyncPrefectClient, deployment: UUID) -> str:
@@ -104,7 +88,7 @@ def main() -> None:
         home = Path(name) / "prefect"
         os.environ |= {"PREFECT_HOME": str(home)}
         os.environ.pop("PREFECT_API_URL", None)
-        clone = repository(Path(name))
+        clone = scheduled(Path(name), STAGES, PARAMS)
         os.chdir(clone)
         try:
             with temporary_settings({PREFECT_API_URL: up(clone, print)}), get_client(sync_client=True) as client:
@@ -120,12 +104,23 @@ def main() -> None:
                         raise SystemExit(f"run {number + 1} ended as {state}; needed {NOTHING_NEW}")
         finally:
             down(clone, print)
-    half = len(looks) // 2
+    grown = growth(looks, every)
     print(f"over the second half of {runs} runs, for each 100 (by least squares):")
-    for what in looks[0]:
-        values = [each[what] for each in looks[half:]]
-        slope = np.polyfit(np.arange(len(values)) * every, values, 1)[0] * 100
-        print(f"  {what}: {values[0]:.1f} to {values[-1]:.1f}, {slope:+.2f}")
+    for what, slope in grown.items():
+        values = [each[what] for each in looks[len(looks) // 2 :]]
+        print(f"  {what}: {values[0]:.1f} to {values[-1]:.1f}, {slope:+.2f}, at most {LIMITS[what]:+.1f}")
+    beyond = [what for what, slope in grown.items() if slope > LIMITS[what]]
+    if runs < JUDGED_RUNS:
+        print(f"not judged: needed {JUDGED_RUNS} runs, since the first ones fill caches")
+    elif beyond:
+        raise SystemExit(f"grows faster than it may: {', '.join(beyond)}")
+
+
+def growth(looks: list[dict[str, float]], every: int) -> dict[str, float]:
+    """For each 100 runs, by least squares over the second half of the looks, which are `every` runs apart."""
+    half = looks[len(looks) // 2 :]
+    runs = np.arange(len(half)) * every
+    return {what: float(np.polyfit(runs, [look[what] for look in half], 1)[0]) * 100 for what in half[0]}
 
 
 if __name__ == "__main__":
