@@ -10,6 +10,8 @@ from flows.place import LOCK, RUN, Place
 from pipeline import paths
 from pipeline.errors import FailedError, UserError
 
+# Metrics are not among them: they travel as outputs, and DVC refuses a cached output that git tracks too. dvc.lock
+# pins them, `dvc metrics diff` reads them from any commit, and the message has the headlines.
 _RECORDED = (LOCK, paths.PARAMS)
 
 
