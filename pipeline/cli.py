@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from pipeline.errors import ForgelineError, end, nearest, of_system
+from pipeline.errors import FailedError, ForgelineError, end, nearest, of_system
 
 _SEEDS = click.IntRange(0, 2**32 - 1)  # params.SEEDS, whose module takes longer to import than all of this file
 _DAYS = click.FloatRange(0, 36_500)
@@ -204,6 +204,8 @@ def list_(url: str, as_json: bool) -> None:
         console().print(releases_table(releases))
     else:
         click.echo(f"{url}: no releases yet")
+    if damaged := [release for release in releases if release.damaged is not None]:
+        raise FailedError(f"{url}: {len(damaged)} of {len(releases)} rows are of what is damaged; see there")
 
 
 @forgeline.command()

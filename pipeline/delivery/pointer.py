@@ -77,11 +77,15 @@ class Pointer:
         return stack[-2::-1]
 
 
-def read_pointers(store: Store, name: str) -> list[Pointer]:
-    """Every channel of a release, `latest` first."""
+def channels(store: Store, name: str) -> list[str]:
+    """The names of a release's channels, `latest` first."""
     files = [file.removesuffix(_SUFFIX) for file in store.files(f"{name}/") if file.endswith(_SUFFIX)]
-    channels = sorted(filter(is_name, files), key=lambda channel: (channel != LATEST, channel))
-    return [pointer for channel in channels if (pointer := Pointer.read(store, name, channel))]
+    return sorted(filter(is_name, files), key=lambda channel: (channel != LATEST, channel))
+
+
+def read_pointers(store: Store, name: str) -> list[Pointer]:
+    """Every channel of a release, as `channels` has them. Raises FailedError when one of them is not a pointer."""
+    return [pointer for channel in channels(store, name) if (pointer := Pointer.read(store, name, channel))]
 
 
 def move(

@@ -30,6 +30,10 @@ def releases_table(releases: Iterable[ReleaseInfo]) -> Table:
     table.add_column("named by")
     table.add_column("verdict", min_width=24)
     for release in releases:
+        if release.damaged is not None:
+            damage = Text.assemble(("damaged: ", "red"), _plain(release.damaged))
+            table.add_row(release.name, release.version, *[""] * 4, ", ".join(release.channels), damage)
+            continue
         verdict = _plain(release.verdict)
         if release.yanked is not None:
             verdict = Text.assemble(("yanked: ", "red"), _plain(release.yanked))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pipeline.delivery.manifest import MANIFEST, SCHEMA_VERSION, Manifest, check_name, is_name, parse_json, to_json
 from pipeline.delivery.parallel import in_parallel
-from pipeline.delivery.pointer import LATEST, Pointer, is_version, read_pointers
+from pipeline.delivery.pointer import LATEST, Pointer, channels, is_version
 from pipeline.delivery.signature import SIGNATURE, check, read_public_key
-from pipeline.delivery.stores import Store, open_store
+from pipeline.delivery.stores import BrokenError, Store, open_store
 from pipeline.errors import FailedError, UserError, nearest
 
 YANKED = "yanked.json"
@@ -86,18 +86,23 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseInfo:
-    """One published version, and the channels that name it; `yanked` is the reason."""
+    """One published version, and the channels that name it; `yanked` is the reason.
+
+    `damaged` is what is wrong where it cannot be read: then only its name, its version and its channels are known. Of a
+    channel that cannot be read the version is not known either.
+    """
 
     name: str
     version: str
-    created: str
-    images: int
-    classes: int
-    bytes: int
-    licence: str
-    verdict: str
+    created: str = ""
+    images: int = 0
+    classes: int = 0
+    bytes: int = 0
+    licence: str = ""
+    verdict: str = ""
     channels: tuple[str, ...]
-    yanked: str | None
+    yanked: str | None = None
+    damaged: str | None = None
 
 
 def find(url: str) -> Version:
@@ -150,27 +155,56 @@ def read_versions(store: Store, name: str) -> list[Version]:
 
 
 def list_releases(store: Store) -> list[ReleaseInfo]:
-    """Every published version, by name and then newest first."""
+    """Every published version, by name and then newest first; before these what cannot be read, with its sentence.
+
+    Folders without a version are somebody else's. Raises FailedError when the store itself cannot be read.
+    """
+    folders = {name: folder_versions(store, name) for name in filter(is_name, store.folders(""))}
+    return [row for name, versions in folders.items() if versions for row in _list_versions(store, name, versions)]
+
+
+def _list_versions(store: Store, name: str, versions: list[str]) -> list[ReleaseInfo]:
+    naming = dict[str, list[str]]()
     rows = []
-    for name in filter(is_name, store.folders("")):
-        pointers = read_pointers(store, name)
-        for version in read_versions(store, name):
-            manifest = version.manifest
-            rows.append(
-                ReleaseInfo(
-                    name=name,
-                    version=manifest.version,
-                    created=manifest.created,
-                    images=manifest.images,
-                    classes=len(manifest.classes),
-                    bytes=manifest.total_bytes,
-                    licence=manifest.licence,
-                    verdict=manifest.verdict,
-                    channels=tuple(each.channel for each in pointers if each.version == manifest.version),
-                    yanked=version.yank.why if version.yank else None,
-                )
-            )
-    return rows
+    for channel in channels(store, name):
+        try:
+            pointer = Pointer.read(store, name, channel)
+        except FailedError as error:
+            rows.append(_damaged(name, "", [channel], error))
+        else:
+            if pointer:
+                naming.setdefault(pointer.version, []).append(channel)
+
+    def describe(version: str) -> ReleaseInfo | None:
+        try:
+            found = read_version(store, name, version)
+        except FailedError as error:
+            return _damaged(name, version, naming.get(version, []), error)
+        if found is None:
+            return None
+        manifest = found.manifest
+        return ReleaseInfo(
+            name=name,
+            version=version,
+            created=manifest.created,
+            images=manifest.images,
+            classes=len(manifest.classes),
+            bytes=manifest.total_bytes,
+            licence=manifest.licence,
+            verdict=manifest.verdict,
+            channels=tuple(naming.get(version, ())),
+            yanked=found.yank.why if found.yank else None,
+        )
+
+    rows += filter(None, in_parallel(describe, versions, threading.Event()))
+    return sorted(rows, key=lambda row: (row.damaged is not None, row.created), reverse=True)
+
+
+def _damaged(name: str, version: str, named_by: list[str], error: FailedError) -> ReleaseInfo:
+    """The row of what cannot be read; raises the error where it is the store that did not answer."""
+    if isinstance(error, BrokenError):
+        raise error
+    return ReleaseInfo(name=name, version=version, channels=tuple(named_by), damaged=str(error))
 
 
 def _missing(store: Store, name: str, word: str) -> UserError:
@@ -182,7 +216,7 @@ def _missing(store: Store, name: str, word: str) -> UserError:
         return UserError(f"{store.url}: has no release '{name}'; {nearest(name, names)}")
     if not word:
         return UserError(f"{store.url}/{name}: has no published version yet")
-    known = [pointer.channel for pointer in read_pointers(store, name)]
+    known = channels(store, name)
     known += [version for version in folder_versions(store, name) if version != word]
     hint = f"; {nearest(word, known)}" if known else ""
     kind = "version" if is_version(word) else "version or channel"

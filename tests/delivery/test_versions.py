@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from pipeline.cli import forgeline
 from pipeline.delivery import find, list_releases, open_store, publish
 from pipeline.delivery.keeping import promote
 from pipeline.delivery.showing import card_text, releases_json, releases_table
@@ -101,3 +103,37 @@ def test_a_list_for_programs(tmp_path: Path, images, description) -> None:
     version = publish(store, "digits", images.root, description=description, documents={}).version
     (row,) = json.loads(releases_json(list_releases(store)))
     assert (row["name"], row["version"], row["images"], row["channels"]) == ("digits", version, 24, ["latest"])
+
+
+def test_what_is_damaged_is_a_row_and_the_rest_is_listed(url: str, images, description) -> None:
+    store = open_store(url)
+    version = publish(store, "digits", images.root, description=description, documents={}).version
+    store.create("configs/settings.json", b"{}")  # somebody else's, who shares the bucket
+    store.create("digits/notes.json", b"{}")
+    store.create("letters/v=0123456789abcdef/manifest.json", b"{")
+    store.create("letters/latest.json", b"[]")
+    said = CliRunner().invoke(forgeline, ["list", url, "--json"])
+    rows = {(row["name"], row["version"], *row["channels"]): row for row in json.loads(said.stdout)}
+    assert rows.keys() == {
+        ("digits", version, "latest"),
+        ("digits", "", "notes"),
+        ("letters", "0123456789abcdef"),
+        ("letters", "", "latest"),
+    }
+    assert (rows["digits", version, "latest"]["damaged"], rows["digits", version, "latest"]["images"]) == (None, 24)
+    assert "digits/notes.json: schema_version is None" in rows["digits", "", "notes"]["damaged"]
+    assert "manifest.json: is not JSON as Forgeline" in rows["letters", "0123456789abcdef"]["damaged"]
+    assert (type(said.exception), str(said.exception)) == (
+        FailedError,
+        f"{url}: 3 of 4 rows are of what is damaged; see there",
+    )
+    table = CliRunner().invoke(forgeline, ["list", url]).stdout
+    assert "A classifier with 5 % of the real digits gains 3 points." in table
+    assert table.count("damaged: ") == 3
+
+
+def test_a_store_that_breaks_is_no_list_of_damage(proxy, s3_url: str, images, description) -> None:
+    publish(open_store(s3_url), "digits", images.root, description=description, documents={})
+    proxy.fault = lambda number, method, path, headers: 503 if path.endswith("manifest.json") else None
+    with pytest.raises(FailedError, match="GetObject failed with 503"):
+        list_releases(open_store(s3_url))
