@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.delivery.stores import MAX_BYTES, ForbiddenError
+from pipeline.delivery.stores import MAX_BYTES, ForbiddenError, StoreError
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset.files import atomic_file
 
@@ -135,4 +135,4 @@ def _in_a_sentence(path: Path) -> Iterator[None]:
     except FailedError as error:
         raise (ForbiddenError(str(error)) if isinstance(error.__cause__, PermissionError) else error) from None
     except OSError as error:
-        raise FailedError(f"{error.filename or path}: {error.strerror or error}") from None
+        raise StoreError(f"{error.filename or path}: {error.strerror or error}") from None

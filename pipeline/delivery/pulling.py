@@ -17,7 +17,7 @@ from pipeline.delivery.manifest import CARD, CHECKSUMS, MANIFEST, File, Manifest
 from pipeline.delivery.parallel import in_parallel
 from pipeline.delivery.selecting import ALL, Selection, fetch_selected, open_part
 from pipeline.delivery.signature import SIGNATURE
-from pipeline.delivery.stores import MAX_BYTES, BrokenError
+from pipeline.delivery.stores import MAX_BYTES, StoreError
 from pipeline.delivery.versions import Version, find
 from pipeline.errors import FailedError, ForgelineError, UserError
 from pipeline.imageset import ImageSet
@@ -27,6 +27,10 @@ from pipeline.imageset.layout import IMAGESET_JSON
 _CARD_OF_ALL = "RELEASE.md"  # not README.md, whose numbers `datasets` would hold against a part of the set
 _NAMED = 10  # wrong files, in the sentence that verifying ends with
 _HEAD = re.compile(r"# (\d{1,15}) images of ([a-z0-9._-]{1,100})@([a-z0-9._-]{1,100})\n")  # a comment to sha256sum
+
+
+class _NoRoomError(FailedError):
+    """The disk is too small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +56,8 @@ def pull(
 
     `layout` is one of formats.WRITERS; a selection, or another layout than parquet, has the images, the card and
     checksums of its own.
-    `dest` appears whole or not at all; what a process fetched that was killed, or whose connection broke, the next one
-    uses. With `key`, a public one, its holder must have signed the manifest. Raises UserError when there is no such
+    `dest` appears whole or not at all; what a process fetched that was killed, or that the store or a full disk
+    stopped, the next one uses. With `key`, a public one, its holder must have signed the manifest. Raises UserError when there is no such
     release, it was yanked and `yanked` does not insist, or `dest` is not empty; FailedError when a byte is wrong, the
     store fails or the disk is too small.
     """
@@ -131,12 +135,12 @@ def _files(root: Path) -> Iterator[str]:
 
 @contextmanager
 def _resumable(dest: Path, key: str) -> Iterator[Path]:
-    """A folder to fetch into, kept for the next try only where that can go better with what is there."""
+    """A folder to fetch into, kept for the next try where the store or the disk was at fault, and not what it holds."""
     with resumable_folder(dest, key) as work:
         try:
             yield work
-        except (ForgelineError, OSError) as error:
-            if not isinstance(error, BrokenError):
+        except ForgelineError as error:
+            if not isinstance(error, StoreError | _NoRoomError) and not isinstance(error.__cause__, OSError):
                 shutil.rmtree(work, ignore_errors=True)
             raise
 
@@ -144,7 +148,7 @@ def _resumable(dest: Path, key: str) -> Iterator[Path]:
 def _check_space(work: Path, needed: int, name: str) -> None:
     there = sum(path.stat().st_blocks * 512 for path in work.rglob("*") if path.is_file())
     if (free := shutil.disk_usage(work).free) + there < needed:
-        raise FailedError(f"{work.parent}: has {free:,} bytes free; needed {needed:,} for {name}")
+        raise _NoRoomError(f"{work.parent}: has {free:,} bytes free; needed {needed:,} for {name}")
 
 
 def verify(target: str) -> Verified:

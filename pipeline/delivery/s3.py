@@ -11,12 +11,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-from botocore import exceptions
+from botocore import UNSIGNED, exceptions
 from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
 from botocore.config import Config
 from botocore.session import Session
 
-from pipeline.delivery.stores import MAX_BYTES, Access, BrokenError, ForbiddenError
+from pipeline.delivery.stores import MAX_BYTES, Access, BrokenError, ForbiddenError, StoreError
 from pipeline.errors import FailedError, UserError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from types_boto3_s3.type_defs import ObjectTypeDef
 
 _CONFLICT_TRIES = 8
+_CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile in AWS_PROFILE, or a role of this machine"
 
 
 class _Condition(TypedDict, total=False):
@@ -63,7 +64,8 @@ def _choose_signer(signature_version: str, **_: object) -> Any:  # str | None, w
 class S3Store:
     """Conditional writes are PutObject with If-None-Match and If-Match: upload_file refuses conditions.
 
-    The plain AWS credential chain and AWS_ENDPOINT_URL_S3 are honoured, where `access` says nothing else.
+    The plain AWS credential chain and AWS_ENDPOINT_URL_S3 are honoured, where `access` says nothing else. Without
+    credentials nothing is signed: a public bucket can be read so, and nothing is written.
     """
 
     def __init__(self, url: str, access: Access) -> None:
@@ -89,6 +91,9 @@ class S3Store:
             for name in ("config_file", "credentials_file"):
                 if (file := getattr(access, name)) is not None:
                     session.set_config_variable(name, file)
+            self.anonymous = access.access_key_id is None and session.get_credentials() is None
+            if self.anonymous:
+                config = config.merge(Config(signature_version=UNSIGNED))
             client = session.create_client(
                 "s3",
                 config=config,
@@ -153,6 +158,7 @@ class S3Store:
         return found is not None and found[1] == tag and self._put(key, data, {"IfMatch": tag.strip('"')})
 
     def delete(self, key: str) -> None:
+        self._check_known()
         with self._in_a_sentence():
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
 
@@ -177,6 +183,7 @@ class S3Store:
         return sorted(name.removeprefix(start) for name in found)
 
     def _put(self, key: str, source: bytes | Path, condition: _Condition, sha256: str | None = None) -> bool:
+        self._check_known()
         for attempt in range(_CONFLICT_TRIES):
             with self._in_a_sentence(), _Bytes(source) if isinstance(source, bytes) else _File(source) as body:
                 body.sha256 = sha256
@@ -208,23 +215,33 @@ class S3Store:
             if code == "NoSuchBucket":
                 raise UserError(f"{self.url}: there is no bucket '{self.bucket}' at {self._endpoint}") from None
             operation, message = error.operation_name, error.response["Error"].get("Message") or "no reason given"
+            if status in (401, 403) and self.anonymous:
+                raise ForbiddenError(
+                    f"{self.url}: found no credentials, and {operation} is refused without ({code}); needed "
+                    f"{_CREDENTIALS}"
+                ) from None
             if status in (401, 403):
                 raise ForbiddenError(
                     f"{self.url}: {operation} is refused with these credentials ({code}); needed ones that may"
                 ) from None
-            kind = BrokenError if status >= 500 or status == 429 else FailedError
+            kind = BrokenError if status >= 500 or status == 429 else StoreError
             raise kind(f"{self.url}: {operation} failed with {status} {code} ({message})") from None
         except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
-            raise FailedError(
-                f"{self.url}: found no credentials; needed AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-                "a profile in AWS_PROFILE, or a role of this machine"
-            ) from None
+            raise self._unknown() from None
         except (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:
             raise BrokenError(f"{self.url}: {self._endpoint} did not answer ({type(error).__name__})") from None
         except (exceptions.ParamValidationError, exceptions.ProfileNotFound, ValueError) as error:
             raise UserError(f"{self.url}: {' '.join(str(error).split())}") from None
         except exceptions.BotoCoreError as error:
-            raise FailedError(f"{self.url}: {' '.join(str(error).split())}") from None
+            raise StoreError(f"{self.url}: {' '.join(str(error).split())}") from None
+
+    def _check_known(self) -> None:
+        """Raise StoreError without credentials: nobody means to write to a bucket that lets everybody."""
+        if self.anonymous:
+            raise self._unknown()
+
+    def _unknown(self) -> StoreError:
+        return StoreError(f"{self.url}: found no credentials; needed {_CREDENTIALS}")
 
     @property
     def _endpoint(self) -> str:

@@ -15,11 +15,15 @@ from pipeline.errors import FailedError, UserError
 MAX_BYTES = 1 << 22  # of a manifest, pointer or list of checksums; what is larger is not read into memory
 
 
-class ForbiddenError(FailedError):
+class StoreError(FailedError):
+    """The store did not do what it was asked; of what it holds this says nothing."""
+
+
+class ForbiddenError(StoreError):
     """The store refuses these credentials."""
 
 
-class BrokenError(FailedError):
+class BrokenError(StoreError):
     """The connection broke, or nobody answered; it may go well another time."""
 
 

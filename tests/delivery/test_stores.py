@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import os
 import resource
 import signal
@@ -11,10 +12,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import boto3
 import pytest
 import servers
 
-from pipeline.delivery import check, open_store
+from pipeline.delivery import check, list_releases, open_release, open_store, publish, pull, verify
 from pipeline.delivery.stores import MAX_BYTES
 from pipeline.errors import FailedError, UserError
 
@@ -216,11 +218,59 @@ def test_an_endpoint_that_cannot_be_is_said(s3_url: str, monkeypatch: pytest.Mon
         open_store(s3_url)
 
 
-def test_missing_credentials_are_said(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Takes the credentials out of the environment."""
+
+    def forget() -> None:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+
+    return forget
+
+
+@pytest.mark.parametrize(
+    "act", [lambda s: s.create("a", b"x"), lambda s: s.swap("a", b"x", None), lambda s: s.delete("a")]
+)
+def test_a_writer_needs_credentials(s3_url: str, nobody: Callable[[], None], act: Callable[..., object]) -> None:
+    open_store(s3_url).create("a", b"mine")
+    nobody()
     with pytest.raises(FailedError, match="found no credentials; needed AWS_ACCESS_KEY_ID"):
-        open_store(s3_url).folders("")
+        act(open_store(s3_url))
+
+
+def test_a_private_bucket_is_refused_without_credentials_and_says_so(
+    proxy, s3_url: str, nobody: Callable[[], None]
+) -> None:
+    nobody()
+    proxy.fault = lambda number, method, path, headers: None if "authorization" in headers else 403
+    for act in (lambda store: store.folders(""), lambda store: store.read("a"), lambda store: list(store.chunks("a"))):
+        with pytest.raises(
+            FailedError, match=r"found no credentials, and .* is refused without .*; needed AWS_ACCESS_KEY"
+        ):
+            act(open_store(s3_url))
+    with pytest.raises(FailedError, match="found no credentials; needed AWS_ACCESS_KEY_ID"):
+        check(open_store(s3_url))
+
+
+def test_a_public_bucket_is_read_by_everybody(
+    proxy, bucket: str, s3_url: str, nobody: Callable[[], None], images, description, tmp_path: Path
+) -> None:
+    """With no credentials and nothing but the URL."""
+    allowed = {"Effect": "Allow", "Principal": "*", "Action": ["s3:GetObject", "s3:ListBucket"]}
+    policy = {
+        "Version": "2012-10-17",
+        "Statement": [{**allowed, "Resource": [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"]}],
+    }
+    boto3.session.Session().client("s3").put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
+    version = publish(open_store(s3_url), "digits", images.root, description=description, documents={}).version
+    signed = []
+    proxy.fault = lambda number, method, path, headers: signed.append("authorization" in headers)
+    nobody()
+    assert [row.version for row in list_releases(open_store(s3_url))] == [version]
+    assert verify(str(pull(f"{s3_url}/digits", tmp_path / "digits"))).version == version
+    assert len(list(open_release(f"{s3_url}/digits").stream())) == 24
+    assert set(signed) == {False}
 
 
 def test_a_server_that_fails_is_said(proxy, s3_url: str) -> None:
