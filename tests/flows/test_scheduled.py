@@ -180,6 +180,58 @@ def test_a_branch_that_is_not_there(clone: Clone, prefect_server: str, settings:
         state.result()
 
 
+def test_data_that_dvc_tracks_come_from_its_remote(clone: Clone, prefect_server: str) -> None:
+    """As on a machine that has never seen them: neither the folder nor the cache of the clone has them."""
+
+    def commit(message: str) -> None:
+        clone.run("dvc", "add", "--quiet", "data")
+        clone.run("dvc", "push", "--quiet", "data.dvc")
+        clone.commit(message)
+        shutil.rmtree(clone.folder / "data")
+        shutil.rmtree(clone.folder / ".dvc/cache")
+
+    clone.run("git", "checkout", "--quiet", "params.yaml")
+    shutil.copytree(clone.folder / "data", clone.folder / "kept")
+    (clone.folder / ".gitignore").write_text("/data\n/kept\n/list.txt\n/copy.txt\n")
+    commit("data by DVC")
+    assert clone.retrain().name == "Nothing new"  # the same data, by another way
+    shutil.copytree(clone.folder / "kept", clone.folder / "data")
+    (clone.folder / "data/c.png").write_text("c")
+    commit("more of them")
+    state = clone.retrain()
+    assert (state.name, [run.outcome for run in state.result().stages]) == ("Completed", ["ran", "ran"])
+    clone.run("git", "fetch", "--quiet")
+    clone.run("dvc", "get", "--quiet", "--force", "--rev", clone.tip(), ".", "copy.txt")
+    names = {path.name for path in (clone.folder / "kept").iterdir()}
+    assert set((clone.folder / "copy.txt").read_text().split()) == {*names, "c.png"}
+    assert clone.retrain().name == "Nothing new"
+
+
+def test_a_prefix_of_a_store_is_looked_at_anew_each_time(clone: Clone, prefect_server: str) -> None:
+    """With the real stage `source`."""
+    store = boto3.session.Session().client("s3")
+    store.create_bucket(Bucket="raw")
+    store.put_object(Bucket="raw", Key="images/one/a.png", Body=b"a")
+    probe = f"{sys.executable} -m pipeline stage source"
+    (clone.folder / "dvc.yaml").write_text(
+        "stages:\n"
+        f"  source: {{cmd: {probe}, params: [source], outs: [out/inventory.json], always_changed: true}}\n"
+        "  copy: {cmd: cp out/inventory.json copy.txt, deps: [out/inventory.json], outs: [copy.txt]}\n"
+    )
+    source = "source: {kind: images, url: 's3://raw/images', licence: unknown}"
+    (clone.folder / "params.yaml").write_text(PARAMS.replace("source: {url: data}", source))
+    (clone.folder / ".gitignore").write_text("/data\n/kept\n/out\n/copy.txt\n")
+    clone.commit("data in a store")
+    assert [clone.retrain().name for _ in range(2)] == ["Completed", "Nothing new"]
+    store.put_object(Bucket="raw", Key="images/two/b.png", Body=b"b")
+    assert [clone.retrain().name for _ in range(2)] == ["Completed", "Nothing new"]
+    store.put_object(Bucket="raw", Key="images/two/b.png", Body=b"c")
+    assert [clone.retrain().name for _ in range(2)] == ["Completed", "Nothing new"]
+    clone.run("git", "fetch", "--quiet")
+    clone.run("dvc", "get", "--quiet", "--force", "--rev", clone.tip(), ".", "copy.txt")
+    assert all(name in (clone.folder / "copy.txt").read_text() for name in ("one/a.png", "two/b.png"))
+
+
 def test_no_credentials_in_what_runs_leave_behind(clone: Clone, prefect_server: str, prefect_home: Path) -> None:
     """The probe has printed them; the server's database holds every line of the logs, state and artifact."""
     for handler in logging.getLogger("prefect.flow_runs").handlers:
