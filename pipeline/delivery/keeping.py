@@ -9,13 +9,14 @@ from datetime import UTC, datetime, timedelta
 from pipeline.delivery.manifest import CHECKSUMS, MANIFEST, check_name, is_name
 from pipeline.delivery.parallel import in_parallel
 from pipeline.delivery.pointer import LATEST, Action, Pointer, move, now, read_pointers, user
-from pipeline.delivery.stores import Store, open_store
+from pipeline.delivery.stores import Store, check_url, open_store
 from pipeline.delivery.versions import YANKED, Version, Yank, find, folder_versions, read_version, read_versions
 from pipeline.errors import UserError
 
 
 def open_release_store(url: str) -> tuple[Store, str]:
     """The store and the name in URL/NAME. Raises UserError where there is no such release."""
+    check_url(url)
     base, _, name = url.rstrip("/").rpartition("/")
     if not base or base in ("s3:", "s3:/"):
         raise UserError(f"'{url}' is not a release; needed URL/NAME, URL a folder or s3://…")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, NoReturn
 
+from pipeline.delivery.stores import shown
 from pipeline.errors import FailedError, UserError
 
 SCHEMA_VERSION = 1
@@ -37,7 +38,7 @@ def is_plain(part: str) -> bool:
 def check_name(kind: str, name: str) -> None:
     """Raise UserError unless `name` may be that of a release or a version, the `kind` that the sentence says."""
     if not is_name(name):
-        raise UserError(f"'{name}' cannot be a {kind}; needed {NAME}")
+        raise UserError(f"'{shown(name)}' cannot be a {kind}; needed {NAME}")
 
 
 @dataclass(frozen=True, kw_only=True)

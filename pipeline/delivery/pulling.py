@@ -57,9 +57,9 @@ def pull(
     `layout` is one of formats.WRITERS; a selection, or another layout than parquet, has the images, the card and
     checksums of its own.
     `dest` appears whole or not at all; what a process fetched that was killed, or that the store or a full disk
-    stopped, the next one uses. With `key`, a public one, its holder must have signed the manifest. Raises UserError when there is no such
-    release, it was yanked and `yanked` does not insist, or `dest` is not empty; FailedError when a byte is wrong, the
-    store fails or the disk is too small.
+    stopped, the next one uses. With `key`, a public one, its holder must have signed the manifest. Raises UserError
+    when there is no such release, it was yanked and `yanked` does not insist, or `dest` is not empty; FailedError when
+    a byte is wrong, the store fails or the disk is too small.
     """
     dest = dest.absolute()
     _check_empty(dest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from pipeline.delivery.parallel import in_parallel
 from pipeline.delivery.pointer import LATEST, Pointer, move, now
 from pipeline.delivery.rowgroups import ROWGROUPS
 from pipeline.delivery.signature import SIGNATURE, read_private_key
-from pipeline.delivery.stores import Store, keeps_conditions
+from pipeline.delivery.stores import MAX_BYTES, Store, keeps_conditions
 from pipeline.delivery.versions import Yank, read_version
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet
@@ -137,7 +137,11 @@ class _Draft:
             return _caveat(self.store, self.key(CHECKSUMS))
         shards = {shard.path: shard for shard in self.images.shards}
         small = {IMAGESET_JSON: (self.images.root / IMAGESET_JSON).read_bytes(), **documents, **self._descriptions()}
-        size = sum(shard.bytes for shard in shards.values()) + sum(map(len, small.values()))
+        sizes = {shard.path: shard.bytes for shard in shards.values()}
+        sizes |= {path: len(data) for path, data in small.items()}
+        size = sum(sizes.values())
+        unknown = dict.fromkeys((ROWGROUPS, CHECKSUMS), size)  # at most
+        self._manifest(File(path=path, bytes=most, sha256="0" * 64) for path, most in {**sizes, **unknown}.items())
         tally = Tally(f"publishing {self.name}@{self.version}", size)
 
         def settle_shard(path: str) -> tuple[str, str]:
@@ -197,6 +201,19 @@ class _Draft:
                 f"{self.store.url}/{self.key(CHECKSUMS)}: does not list what is there; needed that nobody else writes "
                 "or removes files of a version"
             ) from None
+        data = self._manifest(files)
+        # A store that ignores conditions still never overwrites what is seen to be there.
+        written = self.store.read(self.key(MANIFEST)) is None and self.store.create(self.key(MANIFEST), data)
+        if written and self.store.read(self.key(CHECKSUMS)) is None:
+            self.store.delete(self.key(MANIFEST))
+            raise FailedError(f"{self.store.url}: {self.name}@{self.version} was collected meanwhile; publish again")
+        if written:
+            return True
+        found = self.store.read(self.key(MANIFEST))
+        return found is not None and found[0] == data  # ours, and only the answer to it was lost
+
+    def _manifest(self, files: Iterable[File]) -> bytes:
+        """The manifest of such files. Raises UserError where no reader would take it."""
         manifest = Manifest(
             name=self.name,
             version=self.version,
@@ -212,26 +229,24 @@ class _Draft:
             lineage=asdict(self.description.lineage),
         )
         data = manifest.to_json()
-        # A store that ignores conditions still never overwrites what is seen to be there.
-        written = self.store.read(self.key(MANIFEST)) is None and self.store.create(self.key(MANIFEST), data)
-        if written and self.store.read(self.key(CHECKSUMS)) is None:
-            self.store.delete(self.key(MANIFEST))
-            raise FailedError(f"{self.store.url}: {self.name}@{self.version} was collected meanwhile; publish again")
-        if written:
-            return True
-        found = self.store.read(self.key(MANIFEST))
-        return found is not None and found[0] == data  # ours, and only the answer to it was lost
+        if len(data) > MAX_BYTES:
+            raise UserError(
+                f"{self.images.root}: {MANIFEST} of its {len(manifest.files):,} files and its params would have "
+                f"{len(data):,} bytes; needed at most {MAX_BYTES:,}, by fewer and larger shards"
+            )
+        return data
 
     def sign(self, private: Ed25519PrivateKey) -> None:
         """Sign the manifest that is there, for it is of this set. Raises FailedError when another key signed before."""
         found = read_version(self.store, self.name, self.version)
         if found is None or found.manifest.fingerprint != self.images.fingerprint:
             raise FailedError(f"{self.store.url}/{self.key(MANIFEST)}: is not of this set; nothing was signed")
-        signature = private.sign(found.data)
-        if not self.store.create(self.key(SIGNATURE), signature):
-            there = self.store.read(self.key(SIGNATURE))
-            if there is None or there[0] != signature:  # ed25519 signs the same bytes the same way
-                raise FailedError(f"{self.store.url}/{self.key(SIGNATURE)}: is of another key already")
+        signature, key = private.sign(found.data), self.key(SIGNATURE)
+        if self.store.read(key) is None and self.store.create(key, signature):  # looked, as `commit` does
+            return
+        there = self.store.read(key)
+        if there is None or there[0] != signature:  # ed25519 signs the same bytes the same way
+            raise FailedError(f"{self.store.url}/{key}: is of another key already")
 
 
 def _settle(store: Store, key: str, source: bytes | Path, sha256: str, there: Mapping[str, int]) -> str:

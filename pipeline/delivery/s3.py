@@ -16,7 +16,7 @@ from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
 from botocore.config import Config
 from botocore.session import Session
 
-from pipeline.delivery.stores import MAX_BYTES, Access, BrokenError, ForbiddenError, StoreError
+from pipeline.delivery.stores import MAX_BYTES, Access, BrokenError, ForbiddenError, StoreError, shown
 from pipeline.errors import FailedError, UserError
 
 if TYPE_CHECKING:
@@ -231,9 +231,9 @@ class S3Store:
         except (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:
             raise BrokenError(f"{self.url}: {self._endpoint} did not answer ({type(error).__name__})") from None
         except (exceptions.ParamValidationError, exceptions.ProfileNotFound, ValueError) as error:
-            raise UserError(f"{self.url}: {' '.join(str(error).split())}") from None
+            raise UserError(f"{self.url}: {shown(' '.join(str(error).split()))}") from None
         except exceptions.BotoCoreError as error:
-            raise StoreError(f"{self.url}: {' '.join(str(error).split())}") from None
+            raise StoreError(f"{self.url}: {shown(' '.join(str(error).split()))}") from None
 
     def _check_known(self) -> None:
         """Raise StoreError without credentials: nobody means to write to a bucket that lets everybody."""
@@ -245,7 +245,7 @@ class S3Store:
 
     @property
     def _endpoint(self) -> str:
-        return self.client.meta.endpoint_url
+        return shown(self.client.meta.endpoint_url)
 
 
 def _status(error: exceptions.ClientError) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Generator, Mapping
 from contextlib import suppress
@@ -77,8 +78,26 @@ class Access:
     credentials_file: str | None = None
 
 
+_SECRET_IN_URL = re.compile(r"(?<=://)(?:[^/@\s:]*:[^@\s]*|[^/@\s]*)@|(?<=\?)[^\s'\"]*=[^\s'\"]*")
+
+
+def shown(text: str) -> str:
+    """`text` for messages and logs: without the user, the password and the query of URLs, which may be credentials."""
+    return _SECRET_IN_URL.sub(lambda found: "***@" if found[0].endswith("@") else "***", text)
+
+
+def check_url(url: str) -> None:
+    """Raise UserError for what may be credentials in a URL, for a store's are of the environment."""
+    if "://" in url and shown(url) != url:
+        raise UserError(
+            f"'{shown(url)}' has a user or a query; needed s3://bucket/prefix alone, and the credentials in "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile in AWS_PROFILE"
+        )
+
+
 def open_store(url: str, access: Access | None = None) -> Store:
     """The store at `url`: s3://bucket/prefix or a folder. Nothing is read or written yet."""
+    check_url(url)
     if url.startswith("s3:///"):
         raise UserError(f"'{url}' names no bucket; needed s3://bucket/prefix")
     if url.startswith("s3://"):

@@ -11,7 +11,7 @@ from pipeline.delivery.manifest import MANIFEST, SCHEMA_VERSION, Manifest, check
 from pipeline.delivery.parallel import in_parallel
 from pipeline.delivery.pointer import LATEST, Pointer, channels, is_version
 from pipeline.delivery.signature import SIGNATURE, check, read_public_key
-from pipeline.delivery.stores import BrokenError, Store, open_store
+from pipeline.delivery.stores import BrokenError, Store, check_url, open_store
 from pipeline.errors import FailedError, UserError, nearest
 
 YANKED = "yanked.json"
@@ -38,7 +38,9 @@ class Yank:
 
     def write(self, store: Store, name: str, version: str) -> bool:
         """False, and nothing written, where the version was yanked before."""
-        return store.create(f"{name}/v={version}/{YANKED}", to_json({"schema_version": SCHEMA_VERSION, **asdict(self)}))
+        key = f"{name}/v={version}/{YANKED}"
+        data = to_json({"schema_version": SCHEMA_VERSION, **asdict(self)})
+        return store.read(key) is None and store.create(key, data)  # looked, for a store that ignores conditions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,7 @@ class ReleaseInfo:
 
 def find(url: str) -> Version:
     """The version that URL/NAME (its latest), URL/NAME@VERSION or URL/NAME@CHANNEL names. Raises UserError for none."""
+    check_url(url)
     base, _, last = url.rstrip("/").rpartition("/")
     name, at, word = last.partition("@")
     if not base or base in ("s3:", "s3:/"):

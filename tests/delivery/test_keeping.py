@@ -69,6 +69,13 @@ def test_a_second_yank_changes_nothing(url: str, versions: list[str]) -> None:
     assert list_releases(open_store(url))[-1].yanked == "first"
 
 
+def test_a_second_yank_changes_nothing_where_conditions_are_ignored(ignoring, s3_url: str, images, description) -> None:
+    version = publish(open_store(s3_url), "digits", images.root, description=description, documents={}).version
+    keeping.yank(f"{s3_url}/digits", why="first")
+    assert keeping.yank(f"{s3_url}/digits", why="second")[0] == f"digits@{version}: was yanked already"
+    assert list_releases(open_store(s3_url))[0].yanked == "first"
+
+
 def test_the_only_version_can_be_yanked(url: str, images, description, tmp_path: Path) -> None:
     version = publish(open_store(url), "digits", images.root, description=description, documents={}).version
     said = keeping.yank(f"{url}/digits", why="a mistake")

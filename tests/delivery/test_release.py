@@ -17,6 +17,7 @@ import boto3
 import pytest
 
 from pipeline.delivery import list_releases, open_store, publish, rowgroups, verify
+from pipeline.delivery.stores import MAX_BYTES
 from pipeline.errors import FailedError, UserError
 
 DOCUMENTS = {"params.yaml": b"train: {}\n", "evaluation/metrics.json": b"{}\n"}
@@ -84,6 +85,14 @@ def test_a_bad_name_is_refused(tmp_path: Path, images, description, name: str) -
     with pytest.raises(UserError, match="cannot be a release"):
         publish(open_store(str(tmp_path / "releases")), name, images.root, description=description, documents={})
     assert not (tmp_path / "releases").exists()
+
+
+def test_what_no_reader_would_take_is_not_sent(url: str, images, make_description) -> None:
+    store = open_store(url)
+    large = make_description(params={"train": {"note": "x" * MAX_BYTES}})
+    with pytest.raises(UserError, match=r"manifest\.json of its 9 files .* needed at most 4,194,304"):
+        publish(store, "digits", images.root, description=large, documents={})
+    assert not store.sizes("")
 
 
 def test_a_damaged_set_is_not_published(tmp_path: Path, images, description) -> None:

@@ -80,6 +80,17 @@ def test_a_version_is_signed_later_but_not_by_another(url: str, images, descript
         publish(store, "digits", images.root, description=description, documents={}, key=other)
 
 
+def test_another_key_overwrites_no_signature_where_conditions_are_ignored(
+    ignoring, s3_url: str, images, description, keys, tmp_path: Path
+) -> None:
+    store = open_store(s3_url)
+    publish(store, "digits", images.root, description=description, documents={}, key=keys[0])
+    other = make_keys(tmp_path, "theirs")[0]
+    with pytest.raises(FailedError, match=r"manifest\.json\.sig: is of another key already"):
+        publish(store, "digits", images.root, description=description, documents={}, key=other)
+    pull(f"{s3_url}/digits", tmp_path / "dest", key=keys[1])
+
+
 def test_what_is_no_key_is_said_before_anything_is_written(tmp_path: Path, images, description, keys) -> None:
     store = open_store(str(tmp_path / "releases"))
     (tmp_path / "no.pem").write_text("no key")

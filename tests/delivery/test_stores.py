@@ -17,8 +17,10 @@ import pytest
 import servers
 
 from pipeline.delivery import check, list_releases, open_release, open_store, publish, pull, verify
+from pipeline.delivery.keeping import open_release_store
 from pipeline.delivery.stores import MAX_BYTES
-from pipeline.errors import FailedError, UserError
+from pipeline.delivery.versions import find
+from pipeline.errors import FailedError, ForgelineError, UserError
 
 
 def test_an_object_is_created_once(url: str) -> None:
@@ -174,6 +176,43 @@ def test_bytes_that_have_not_the_known_sha256_are_refused(
 def test_what_is_no_store_is_the_users_mistake(words: str, endpoint: str) -> None:
     with pytest.raises(UserError, match="needed s3://bucket/prefix"):
         open_store(words)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (
+            "https://host/digits?X-Amz-Credential=a/b&X-Amz-Signature=marked",
+            "'https://host/digits?***' has a user or a query",
+        ),
+        ("s3://KEY:marked@bucket/sets", "'s3://***@bucket/sets' has a user or a query"),
+        ("s3://KEY:mar/marked@bucket/digits@stable", "'s3://***@bucket/digits@stable' has a user or a query"),
+        ("s3://bucket/digits?X-Amz-Signature=marked", "'s3://bucket/digits?***' has a user or a query"),
+    ],
+)
+@pytest.mark.parametrize("act", [find, open_store, open_release_store])
+def test_credentials_in_a_url_are_refused_and_not_shown(
+    endpoint: str, url: str, said: str, act: Callable[[str], object]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        act(url)
+    assert said in str(caught.value)
+    assert "marked" not in str(caught.value)
+
+
+def test_a_query_after_a_name_is_not_shown() -> None:
+    with pytest.raises(UserError, match=r"^'digits\?\*\*\*' cannot be a release"):
+        find("sets/digits?X-Amz-Signature=marked")
+
+
+@pytest.mark.parametrize("place", ["127.0.0.1:9", "127.0.0.1 9", "127.0.0.1:nine"])
+def test_credentials_in_an_endpoint_are_not_shown(s3_url: str, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://user:marked@{place}")
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
+    with pytest.raises(ForgelineError) as caught:
+        open_store(s3_url).folders("")
+    assert "user" not in str(caught.value)
+    assert "marked" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///", "s3:///x"])
