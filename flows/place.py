@@ -56,8 +56,8 @@ class Place:
     def as_remembered(self) -> bool:
         """Whether there is nothing to do.
 
-        That is so where the last run that ended well left this dvc.lock, DVC would run no stage but the probes, and what
-        decides about a set that is made already is as it was.
+        The last run that ended well left this dvc.lock, DVC would run no stage but the probes, and what decides about a
+        set that is made already is as it was.
         """
         lock, then = _read(self.workspace / LOCK), self.remembered
         if lock is None or lock != then.lock or then.params is None:

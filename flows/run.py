@@ -13,12 +13,12 @@ from flows.server import temporary_server
 from pipeline.doctor import prefect_answers, read_all_params
 from pipeline.errors import FailedError
 from pipeline.progress import Terminal
+from pipeline.running import RETRIES
 
 if TYPE_CHECKING:
     from flows.retrain import RunResult as Result
 
 QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-_RETRIES = "8"  # after 2, 4, … 256 seconds: a server that is updated may be away for a while
 
 
 def run(workspace: Path, publish_url: str | None = None) -> Result:
@@ -28,7 +28,7 @@ def run(workspace: Path, publish_url: str | None = None) -> Result:
     failed stage ended with, UserError before anything runs when settings or the repository are not what is needed.
     """
     workspace = workspace.resolve()
-    for name, value in {**QUIET, "PREFECT_CLIENT_MAX_RETRIES": _RETRIES}.items():
+    for name, value in {**QUIET, "PREFECT_CLIENT_MAX_RETRIES": str(RETRIES)}.items():
         os.environ.setdefault(name, value)
     import httpx
     from prefect.settings import PREFECT_API_URL, temporary_settings

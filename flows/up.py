@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from flows.workers import online
 from pipeline.doctor import prefect_answers, read_all_params
 from pipeline.errors import FailedError, UserError, ending
 from pipeline.imageset.files import write_atomically
-from pipeline.running import POOL, REMOTE_POOL, UP, RunSettings, read_run_settings
+from pipeline.running import POOL, REMOTE_DEPLOYMENT, REMOTE_POOL, UP, RunSettings, read_run_settings
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -36,16 +37,28 @@ _END_SECONDS = 40  # longer than a stage has to end
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """A process by its id and by when it began, since ids are used again."""
+    """A process by its id and by when it began, since ids are used again.
+
+    `began` is the boot of the machine, and the clock ticks from then on: a time of day moves when the clock is set.
+    """
 
     pid: int
-    began: float
+    began: str
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        """The process that has this id now. Raises psutil.NoSuchProcess where none has."""
+        try:
+            ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]  # after the name, see proc(5)
+        except (FileNotFoundError, ProcessLookupError):
+            raise psutil.NoSuchProcess(pid) from None
+        return cls(pid=pid, began=f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {ticks}")
 
     def find(self) -> psutil.Process | None:
         """None where it has ended."""
         try:
             found = psutil.Process(self.pid)
-            alive = found.create_time() == self.began and found.status() != psutil.STATUS_ZOMBIE
+            alive = Process.of(self.pid) == self and found.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return None
         return found if alive else None
@@ -161,7 +174,7 @@ def _serve(standing: Standing, configured: str | None, workspace: Path, say: Cal
     process = _start(
         "server", command, workspace, {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_API_URL": url}
     )
-    standing = Standing(url=url, processes={**standing.processes, "server": _identity(process)})
+    standing = Standing(url=url, processes={**standing.processes, "server": Process.of(process.pid)})
     standing.write(workspace / UP)
     _wait(process, workspace / UP / "server.log", lambda: prefect_answers(url), "the Prefect server")
     say(f"server: started, its page is {_page(url)}")
@@ -173,19 +186,21 @@ def _deploy(workspace: Path, url: str, settings: RunSettings, say: Callable[[str
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.schedules import CronSchedule
 
-    from flows.telling import SILENT_SECONDS, WEBHOOK, automate, notification_block
+    from flows.telling import WEBHOOK, automate, notification_block
 
+    names = [DEPLOYMENT]
     with get_client(sync_client=True) as client:
         _deploy_file(client, PREFECT_FILE, POOL, workspace, url)
         if settings.remote_stages:
             _deploy_file(client, REMOTE_PREFECT_FILE, REMOTE_POOL, workspace, url)
+            names.append(REMOTE_DEPLOYMENT)
             say(f"remote stages: {', '.join(settings.remote_stages)}, {_who_does_them(client, url)}")
         deployment = client.read_deployment_by_name(DEPLOYMENT)
         schedule = CronSchedule(cron=settings.cron, timezone=settings.timezone) if settings.cron else None
         for each in deployment.schedules:
             client.update_deployment_schedule(deployment.id, each.id, active=bool(schedule), schedule=schedule)
-        block = notification_block(settings.notify)
-        automate(client, deployment.id, block, silent_seconds=SILENT_SECONDS)
+        block = notification_block(client, settings.notify)
+        automate(client, [client.read_deployment_by_name(name).id for name in names], block)
     when = f"runs at '{settings.cron}' {settings.timezone}" if settings.cron else "no schedule, as run.cron names none"
     say(f"deployment: {DEPLOYMENT}, {when}")
     nobody = f"nobody: run.notify names no block, and {WEBHOOK} no webhook"
@@ -211,8 +226,9 @@ def _who_does_them(client: SyncPrefectClient, url: str) -> str:
 def _deploy_file(client: SyncPrefectClient, file: Path, pool: str, workspace: Path, url: str) -> None:
     """All deployments of the file, and the work pool that they name where there is none yet."""
     from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
 
-    if pool not in {each.name for each in client.read_work_pools()}:
+    with suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(file), "--all"]
     environment = os.environ | {"PREFECT_API_URL": url}
@@ -231,7 +247,9 @@ def _work(standing: Standing, workspace: Path, say: Callable[[str], None]) -> No
     name = f"{socket.gethostname()}-{os.getpid()}"
     command = ["worker", "start", "--pool", POOL, "--name", name]
     process = _start("worker", command, workspace, {"PREFECT_API_URL": standing.url})
-    Standing(url=standing.url, processes={**standing.processes, "worker": _identity(process)}).write(workspace / UP)
+    Standing(url=standing.url, processes={**standing.processes, "worker": Process.of(process.pid)}).write(
+        workspace / UP
+    )
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
@@ -252,10 +270,6 @@ def _start(name: str, command: list[str], workspace: Path, environment: dict[str
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-
-
-def _identity(process: subprocess.Popen[bytes]) -> Process:
-    return Process(pid=process.pid, began=psutil.Process(process.pid).create_time())
 
 
 def _wait(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool], what: str) -> None:

@@ -12,6 +12,9 @@ from pipeline.params import Document
 POOL = "forgeline"  # the work pool of Prefect's that runs are deployed to
 REMOTE_POOL = "forgeline-gpu"  # that of machines which only run the stages of run.remote_stages
 REMOTE_DEPLOYMENT = "elsewhere/stage"  # of the flow which runs such a stage
+HEARTBEAT_SECONDS = 30  # between two signs of life of a run; Prefect knows no shorter time
+RETRIES = 8  # of each request to a Prefect server that is away, after 2, 4, … seconds: it may be updated just then
+PATIENCE_SECONDS = sum(2**retry for retry in range(1, RETRIES + 1))
 UP = Path(".dvc/tmp/forgeline/up")  # what `forgeline up` has started here: up.json and logs; git ignores .dvc/tmp
 
 Metric = Literal[
@@ -36,8 +39,9 @@ class Gate:
     (as publish.harmful says), or any. `max_copies`: exact copies of training images. `max_near_copies`: the share of
     images that are nearer to a training image than 99 % of held-out real images are; of those it is 0.01.
     `champion`: the measures by which it must not be worse than the set that `latest` names, which is measured anew on
-    today's real images. Both are drawn from `draws` times, half of the smaller set each time, and worse is what exceeds
-    `noise` standard deviations of the difference.
+    today's real images. An empty list asks for nothing, and is needed once where that set has other classes or another
+    size, as nothing can be compared then. Both are drawn from `draws` times, half of the smaller set each time, and
+    worse is what exceeds `noise` standard deviations of the difference.
     """
 
     utility: Literal["helps", "harmless", "any"] = "harmless"

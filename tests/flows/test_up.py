@@ -31,8 +31,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Completed, Running, Scheduled
 
 from flows.telling import automate
-from flows.up import Standing
-from pipeline.running import REMOTE_POOL, UP
+from flows.up import Process, Standing
+from pipeline.doctor import prefect_answers
+from pipeline.running import REMOTE_DEPLOYMENT, REMOTE_POOL, UP
 
 T = TypeVar("T")
 
@@ -59,6 +60,7 @@ class Machine:
             **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")},
             "PREFECT_HOME": str(home),
             "COLUMNS": "200",
+            "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",  # a worker that is gone is missed after three
         }
 
     def forgeline(self, *words: str, status: int = 0) -> str:
@@ -93,11 +95,8 @@ class Machine:
         (self.folder / "params.yaml").write_text(f"publish: {{url: null, name: toy}}\nrun: {json.dumps(run)}\n")
 
 
-@pytest.fixture(scope="module")
-def machine(
-    empty_repository: Path, prefect_database: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Machine]:
-    folder = tmp_path_factory.mktemp("machine") / "workspace"
+def make_machine(empty_repository: Path, database: Path, root: Path) -> Machine:
+    folder, home = root / "workspace", root / "home"
     shutil.copytree(empty_repository, folder)
     (folder / "dvc.yaml").write_text(stages(folder))
     (folder / "given").write_text("for one\n")
@@ -105,12 +104,20 @@ def machine(
     (folder / "infra").mkdir()
     for name in ("prefect.yaml", "prefect-remote.yaml"):
         shutil.copy(ROOT / "infra" / name, folder / "infra")
-    home = tmp_path_factory.mktemp("home")
-    shutil.copy(prefect_database, home)
+    home.mkdir()
+    shutil.copy(database, home)
     found = Machine(folder, home)
     found.set({"cron": "0 3 * * 1", "timezone": "Europe/Berlin"})
+    return found
+
+
+@pytest.fixture(scope="module")
+def machine(
+    empty_repository: Path, prefect_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
+    found = make_machine(empty_repository, prefect_database, tmp_path_factory.mktemp("machine"))
     yield found
-    for process in found.processes().values() if (folder / UP).exists() else ():
+    for process in found.processes().values() if (found.folder / UP).exists() else ():
         if process:
             process.kill()
 
@@ -244,6 +251,15 @@ def test_up_after_down_has_the_same_page_and_history_and_says_who_is_told(machin
     assert hook.url not in told
 
 
+def test_up_from_a_shell_without_the_webhook_still_tells_it(machine: Machine, client: SyncPrefectClient) -> None:
+    """The tests below see that it does."""
+    del machine.environment["FORGELINE_WEBHOOK"]
+    assert "told of the end of runs: the webhook of $FORGELINE_WEBHOOK" in machine.forgeline("up")
+    assert {each.name for each in client.read_automations()} == {
+        f"forgeline: {what}" for what in ("silent", "no worker", "failed", "refused", "done")
+    }
+
+
 def test_success_is_told(machine: Machine, client: SyncPrefectClient, hook: Hook) -> None:
     assert [run.name for run in client.read_flow_runs() if run.state_name in ("Running", "Cancelling")] == []
     deployment = client.read_deployment_by_name("retrain/nightly")
@@ -373,20 +389,50 @@ def test_a_run_that_is_cancelled_ends_its_remote_stage_too(
     machine.forgeline("up")
 
 
-def test_a_run_that_is_silent_is_ended_and_told_of(machine: Machine, client: SyncPrefectClient, hook: Hook) -> None:
-    deployment = client.read_deployment_by_name("retrain/nightly")
+@pytest.fixture
+def impatient(machine: Machine, client: SyncPrefectClient) -> None:
+    """The automations as `up` makes them where there are remote stages, but for how long they wait."""
+    machine.set({"remote_stages": ["one"]})
+    machine.forgeline("up")
     (told,) = client.read_automations_by_name("forgeline: failed")
-    automate(client, deployment.id, told.actions[0].block_document_id, silent_seconds=10)
-    run = client.create_flow_run_from_deployment(deployment.id, state=Running())  # of a machine that is then gone
-    emit_event(
-        "prefect.flow-run.heartbeat",
-        resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"},
-        related=[{"prefect.resource.id": f"prefect.deployment.{deployment.id}", "prefect.resource.role": "deployment"}],
-    )
-    state = ended(client, run.id).state
-    assert state is not None
-    assert (state.name, state.message) == ("Crashed", "silent for 10 seconds: its machine or its process is gone")
-    assert hook.told(run.name).startswith("Forgeline: failed\n")
+    block = told.actions[0].block_document_id
+    deployments = [client.read_deployment_by_name(name).id for name in ("retrain/nightly", REMOTE_DEPLOYMENT)]
+    (silent,) = client.read_automations_by_name("forgeline: silent")
+    assert [str(each) in str(silent.trigger.match_related) for each in deployments] == [True, True]
+    automate(client, deployments, block, silent_seconds=10, no_worker_seconds=10)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_run_that_is_silent_is_ended_and_told_of(client: SyncPrefectClient, hook: Hook) -> None:
+    runs = []
+    for name in ("retrain/nightly", REMOTE_DEPLOYMENT):
+        deployment = client.read_deployment_by_name(name).id
+        parameters = {} if name == "retrain/nightly" else dict.fromkeys(STAGE_PARAMETERS, "")
+        run = client.create_flow_run_from_deployment(deployment, state=Running(), parameters=parameters)
+        emit_event(  # as the last sign of life of a machine that is then gone
+            "prefect.flow-run.heartbeat",
+            resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"},
+            related=[
+                {"prefect.resource.id": f"prefect.deployment.{deployment}", "prefect.resource.role": "deployment"}
+            ],
+        )
+        runs.append(run)
+    for run in runs:
+        state = ended(client, run.id).state
+        assert state is not None
+        assert (state.name, state.message) == ("Crashed", "silent for 10 seconds: its machine or its process is gone")
+    assert hook.told(runs[0].name).startswith("Forgeline: failed\n")
+
+
+STAGE_PARAMETERS = ("stage", "repository", "commit", "folder", "params", "lock")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_it_is_told_when_the_last_worker_is_gone(machine: Machine, hook: Hook) -> None:
+    worker = machine.processes()["worker"]
+    assert worker is not None
+    worker.kill()
+    assert hook.told("'forgeline up' starts one").startswith("Forgeline: no worker\n")
 
 
 def test_the_address_of_the_webhook_is_in_no_log_and_not_readable_in_the_database(machine: Machine, hook: Hook) -> None:
@@ -394,3 +440,47 @@ def test_the_address_of_the_webhook_is_in_no_log_and_not_readable_in_the_databas
     home = Path(machine.environment["PREFECT_HOME"])
     files = [path for root in (machine.folder, home) for path in root.rglob("*") if path.is_file()]
     assert [path for path in files if b"marked-hook" in path.read_bytes()] == []
+
+
+def test_up_for_a_server_that_several_machines_have_starts_none(
+    empty_repository: Path, prefect_database: Path, prefect_server: str, tmp_path: Path
+) -> None:
+    machine = make_machine(empty_repository, prefect_database, tmp_path)
+    machine.environment["PREFECT_API_URL"] = prefect_server
+    told = machine.forgeline("up")
+    assert f"server: that of PREFECT_API_URL, its page is {prefect_server.removesuffix('/api')}\n" in told
+    try:
+        assert (machine.standing().url, list(machine.processes())) == (prefect_server, ["worker"])
+        assert "worker: runs already" in machine.forgeline("up")
+        with get_client(sync_client=True) as client:
+            deployment = client.read_deployment_by_name("retrain/nightly")
+            assert [(each.schedule.cron, each.active) for each in deployment.schedules] == [("0 3 * * 1", True)]
+            assert len(client.read_automations_by_name("forgeline: silent")) == 1
+            client.delete_deployment(deployment.id)
+    finally:
+        assert machine.forgeline("down") == "worker: ended\n"
+    assert prefect_answers(prefect_server)
+
+
+@pytest.fixture
+def process() -> Iterator[Process]:
+    with subprocess.Popen(["sleep", "600"]) as started:
+        yield Process.of(started.pid)
+        started.kill()
+
+
+def test_a_process_is_found_though_the_clock_was_set(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's time of its boot moves with the clock, and by it what psutil says of when a process began."""
+    before = psutil.Process(process.pid).create_time()
+    booted = psutil.boot_time()
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: booted + 3600)
+    assert psutil.Process(process.pid).create_time() == pytest.approx(before + 3600)
+    found = process.find()
+    assert found is not None
+    assert found.pid == process.pid
+
+
+def test_another_process_of_the_same_id_is_not_taken_for_it(process: Process) -> None:
+    boot, ticks = process.began.split()
+    assert Process(pid=process.pid, began=f"{boot} {int(ticks) - 1}").find() is None
+    assert Process(pid=process.pid, began=f"{boot[::-1]} {ticks}").find() is None
