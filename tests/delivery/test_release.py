@@ -4,13 +4,17 @@ import copy
 import dataclasses
 import hashlib
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 from urllib.parse import unquote
 
 import boto3
@@ -165,42 +169,135 @@ def check_what_a_reader_sees(store) -> bool:
     return True
 
 
-@pytest.mark.parametrize("fault", ["drop", "lose", 403])
-def test_a_fault_at_every_request(
-    proxy, endpoint, s3_url: str, tmp_path: Path, make_images, description, fault
-) -> None:
-    """From the n-th request on everything fails, for every n; then the publish is run again."""
-    images = make_images(tmp_path / "small", count=9)
-    server = boto3.session.Session().client("s3", endpoint_url=endpoint)  # not through the proxy
-    one_store, failing, number = open_store(s3_url), True, 0
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """An empty store behind the proxy, and the same one for a reader who does not go through it."""
 
-    def objects() -> dict[str, tuple[str, object]]:
-        found = server.list_objects_v2(Bucket=store.bucket, Prefix=store.prefix).get("Contents", [])
-        return {each["Key"].removeprefix(store.prefix): (each["ETag"], each["LastModified"]) for each in found}
+    store: Any
+    reader: Any
 
-    while failing:
-        number += 1
+    def objects(self) -> dict[str, tuple[str, object]]:
+        found = self.reader.client.list_objects_v2(Bucket=self.store.bucket, Prefix=self.store.prefix)
+        return {
+            each["Key"].removeprefix(self.store.prefix): (each["ETag"], each["LastModified"])
+            for each in found.get("Contents", [])
+        }
+
+
+@pytest.fixture
+def places(proxy, endpoint: str, s3_url: str) -> Callable[[int], Place]:
+    """A place for each number."""
+    server, one_store = boto3.session.Session().client("s3", endpoint_url=endpoint), open_store(s3_url)
+
+    def make(number: int) -> Place:
         store = copy.copy(one_store)
         store.prefix, store.url = f"sets-{number}/", f"{s3_url}-{number}"
         reader = copy.copy(store)
         reader.client = server
+        return Place(store=store, reader=reader)
+
+    return make
+
+
+def check_that_a_rerun_completes(proxy, place: Place, images, description) -> None:
+    """A reader sees nothing or all; the publish run again sends only what is missing, and nothing there changes."""
+    proxy.fault = lambda *_: None
+    before = place.objects()
+    assert check_what_a_reader_sees(place.reader) or "digits/latest.json" not in before
+    proxy.log.clear()
+    publish(place.store, "digits", images.root, description=description, documents={})
+    sent = [unquote(path).split(f"/{place.store.prefix}")[1] for method, path in proxy.log if method == "PUT"]
+    probes = ("SHA256SUMS", "imageset.json")  # sent again, and refused
+    assert not {key for key in sent if not key.endswith(probes)} & before.keys()
+    assert place.objects().items() >= before.items()
+    assert check_what_a_reader_sees(place.reader)
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+@pytest.mark.parametrize("fault", ["drop", "lose", 403])
+def test_a_fault_at_every_request(
+    proxy, places: Callable[[int], Place], tmp_path: Path, make_images, description, fault, lasting: bool
+) -> None:
+    """At the n-th request, or from it on, there is a fault, for every n; then the publish is run again.
+
+    A reader looks before each request of the publishes that meet one fault.
+    """
+    images = make_images(tmp_path / "small", count=9)
+    number, met, readers = 0, [0], ThreadPoolExecutor(8)
+    while met:
+        number += 1
+        place = places(number)
+        met.clear()
+        looks = list[Future[bool]]()
+
+        def fail(
+            seen: int, *_: object, number: int = number, reader: Any = place.reader, looks: list[Future[bool]] = looks
+        ) -> str | int | None:
+            if not lasting:
+                looks.append(readers.submit(check_what_a_reader_sees, reader))
+                wait(looks[-1:])
+            if seen < number or (met and not lasting):
+                return None
+            met.append(seen)
+            return fault
+
         proxy.log.clear()
-        proxy.fault = lambda seen, *_, number=number: fault if seen >= number else None
-        try:
-            publish(store, "digits", images.root, description=description, documents={})
-            failing = False
-        except FailedError:
-            pass
-        before = objects()
-        proxy.fault = lambda *_: None
-        assert check_what_a_reader_sees(reader) == ("digits/latest.json" in before)
-        proxy.log.clear()
-        publish(store, "digits", images.root, description=description, documents={})
-        sent = [unquote(path).split(f"/{store.prefix}")[1] for method, path in proxy.log if method == "PUT"]
-        probes = ("SHA256SUMS", "imageset.json")  # sent again, and refused
-        assert not {key for key in sent if not key.endswith(probes)} & before.keys()
-        assert objects().items() >= before.items()
-        assert check_what_a_reader_sees(reader)
+        proxy.fault = fail
+        with suppress(FailedError):
+            publish(place.store, "digits", images.root, description=description, documents={})
+        for look in looks:
+            look.result()
+        check_that_a_rerun_completes(proxy, place, images, description)
+    readers.shutdown()
+    assert number > 15
+
+
+PUBLISHER = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[3:]
+from conftest import describe
+from pipeline.delivery import open_store, publish
+store = open_store(sys.argv[1])
+for line in sys.stdin:
+    store.prefix, store.url = line.split()
+    child = os.fork()
+    if not child:
+        publish(store, "digits", Path(sys.argv[2]), description=describe(), documents={})
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.parametrize("fault", ["drop", "lose"])
+def test_a_publisher_that_is_killed_at_every_request(
+    proxy, s3_url: str, places: Callable[[int], Place], tmp_path: Path, make_images, description, fault: str
+) -> None:
+    """By SIGKILL at the n-th request, which is lost or still arrives, for every n; then the publish is run again."""
+    images = make_images(tmp_path / "small", count=9)
+    words = [sys.executable, "-c", PUBLISHER, s3_url, str(images.root), *map(str, Path(__file__).parents[:2])]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        number, status = 0, -signal.SIGKILL
+        while status == -signal.SIGKILL:
+            number += 1
+            place, child = places(number), Future[int]()
+
+            def kill(seen: int, *_: object, number: int = number, child: Future[int] = child) -> str | None:
+                if seen != number:
+                    return None
+                os.kill(child.result(60), signal.SIGKILL)
+                return fault
+
+            proxy.log.clear()
+            proxy.fault = kill
+            process.stdin.write(f"{place.store.prefix} {place.store.url}\n")
+            process.stdin.flush()
+            child.set_result(int(process.stdout.readline()))
+            status = int(process.stdout.readline())
+            check_that_a_rerun_completes(proxy, place, images, description)
+        process.stdin.close()
+    assert status == 0
     assert number > 15
 
 
