@@ -257,6 +257,8 @@ def pull(
 ) -> None:
     """Fetch RELEASE (URL/NAME, URL/NAME@VERSION or URL/NAME@CHANNEL) into the new folder DEST, every byte checked.
 
+    That is against its manifest, of which --key makes sure that it is the publisher's.
+
     Interrupted, it goes on where it was when it is run again. Of a selection only the row groups that may hold such
     images are fetched.
     """
@@ -267,7 +269,8 @@ def pull(
     selection = Selection(classes=names, per_class=per_class, min_confidence=min_confidence)
     found = fetch(release, dest, yanked=yanked, layout=layout, selection=selection, key=key)
     whole = layout == "parquet" and selection == Selection()
-    click.echo(f"{found}: {'whole, every byte as published' if whole else 'the images asked for, each as published'}")
+    manifest = "its manifest, which the key signed, says" if key else "its manifest says"
+    click.echo(f"{found}: {'whole, every byte' if whole else 'the images asked for, each'} as {manifest}")
 
 
 @forgeline.command()
@@ -337,7 +340,7 @@ def verify(target: str) -> None:
     from pipeline.delivery import verify as check
 
     found = check(target)
-    end = "all as published" if found.whole else "every file as it was pulled"
+    end = "all as the manifest says" if found.whole else "every file as it was pulled"
     click.echo(f"{target}: {found.name}@{found.version}, {found.images:,} images, {end}")
 
 

@@ -144,7 +144,7 @@ def test_a_parameter_reruns_its_stage_and_what_depends_on_it_and_nothing_else(wo
 def test_the_release_is_listed_pulled_and_verified(workspace: Workspace) -> None:
     assert re.search(r"digits +[0-9a-f]{16}", workspace.run("forgeline", "list", "releases"))
     workspace.run("forgeline", "pull", "releases/digits", "pulled")
-    assert "300 images, all as published" in workspace.run("forgeline", "verify", "pulled")
+    assert "300 images, all as the manifest says" in workspace.run("forgeline", "verify", "pulled")
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=workspace.root / "pulled", check=True)
     again = workspace.run("forgeline", "pull", "releases/digits", "pulled", status=2)
     assert "pulled: is not empty; needed a new or an empty folder" in again

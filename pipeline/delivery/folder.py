@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -29,7 +30,7 @@ class FolderStore:
     def read(self, key: str) -> tuple[bytes, str] | None:
         path = self.root / key
         try:
-            with _in_a_sentence(path), path.open("rb") as file:
+            with _in_a_sentence(path), open(path, "rb", opener=_itself) as file:
                 data = file.read(MAX_BYTES + 1)
         except FileNotFoundError:
             return None
@@ -40,7 +41,7 @@ class FolderStore:
     def chunks(self, key: str, start: int = 0, stop: int | None = None) -> Generator[bytes, None, None]:
         path = self.root / key
         try:
-            with _in_a_sentence(path), path.open("rb") as file:
+            with _in_a_sentence(path), open(path, "rb", opener=_itself) as file:
                 file.seek(start)
                 while chunk := file.read(1 << 20 if stop is None else min(1 << 20, stop - file.tell())):
                     yield chunk
@@ -119,6 +120,11 @@ class FolderStore:
             yield
 
 
+def _itself(path: str, flags: int) -> int:
+    """Opens no link: what it leads to was not published."""
+    return os.open(path, flags | os.O_NOFOLLOW)
+
+
 def _unless_gone(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
@@ -135,4 +141,6 @@ def _in_a_sentence(path: Path) -> Iterator[None]:
     except FailedError as error:
         raise (ForbiddenError(str(error)) if isinstance(error.__cause__, PermissionError) else error) from None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise FailedError(f"{error.filename or path}: is a link; needed the object itself") from None
         raise StoreError(f"{error.filename or path}: {error.strerror or error}") from None

@@ -137,6 +137,9 @@ def _files(root: Path) -> Iterator[str]:
 def _resumable(dest: Path, key: str) -> Iterator[Path]:
     """A folder to fetch into, kept for the next try where the store or the disk was at fault, and not what it holds."""
     with resumable_folder(dest, key) as work:
+        for path in (work, *(work / path for path in _files(work))):
+            if path.is_symlink():  # what is written there would be written elsewhere
+                raise UserError(f"{path}: is a link; needed to be removed, for an earlier pull left none")
         try:
             yield work
         except ForgelineError as error:

@@ -60,10 +60,10 @@ def test_what_is_pulled_is_what_was_published(url: str, version: str, images, tm
 @pytest.mark.parametrize(
     ("words", "end"),
     [
-        ([], "whole, every byte as published"),
-        (["--min-confidence", "0.5"], "the images asked for, each as published"),
-        (["--classes", "zero"], "the images asked for, each as published"),
-        (["--format", "imagefolder"], "the images asked for, each as published"),
+        ([], "whole, every byte as its manifest says"),
+        (["--min-confidence", "0.5"], "the images asked for, each as its manifest says"),
+        (["--classes", "zero"], "the images asked for, each as its manifest says"),
+        (["--format", "imagefolder"], "the images asked for, each as its manifest says"),
     ],
 )
 def test_it_is_said_what_was_pulled(url: str, version: str, tmp_path: Path, words: list[str], end: str) -> None:
@@ -389,6 +389,25 @@ def test_what_was_left_damaged_is_fetched_anew(url: str, version: str, images, t
     (out / "stranger").write_bytes(b"x")
     found = pull(f"{url}/digits", tmp_path / "digits")
     assert verify(str(found)).version == version
+
+
+@on_a_folder
+@pytest.mark.parametrize("what", ["file", "folder", "all"])
+@pytest.mark.parametrize("classes", [None, ("zero",)])
+def test_a_link_in_what_was_left_is_not_written_through(
+    url: str, version: str, images, tmp_path: Path, what: str, classes: tuple[str, ...] | None
+) -> None:
+    work, path = tmp_path / f".digits.{version}.resumable", images.shards[0].path
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / path).write_bytes(b"mine")
+    link = {"file": work / "out" / path, "folder": work / "out", "all": work}[what]
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(elsewhere / path if what == "file" else elsewhere)
+    with pytest.raises(UserError, match=f"{link.name}: is a link; needed to be removed"):
+        pull(f"{url}/digits", tmp_path / "digits", selection=Selection(classes=classes))
+    assert (elsewhere / path).read_bytes() == b"mine"
+    assert not (tmp_path / "digits").exists()
 
 
 @on_a_folder

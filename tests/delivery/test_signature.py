@@ -4,7 +4,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli import forgeline
 from pipeline.delivery import open_release, open_store, publish, pull
 from pipeline.delivery.versions import find
 from pipeline.errors import FailedError, UserError
@@ -88,7 +90,9 @@ def test_another_key_overwrites_no_signature_where_conditions_are_ignored(
     other = make_keys(tmp_path, "theirs")[0]
     with pytest.raises(FailedError, match=r"manifest\.json\.sig: is of another key already"):
         publish(store, "digits", images.root, description=description, documents={}, key=other)
-    pull(f"{s3_url}/digits", tmp_path / "dest", key=keys[1])
+    words = ["pull", f"{s3_url}/digits", str(tmp_path / "dest"), "--key", str(keys[1])]
+    said = CliRunner().invoke(forgeline, words).stdout
+    assert said == f"{tmp_path / 'dest'}: whole, every byte as its manifest, which the key signed, says\n"
 
 
 def test_what_is_no_key_is_said_before_anything_is_written(tmp_path: Path, images, description, keys) -> None:

@@ -221,6 +221,16 @@ def test_a_store_without_a_bucket_is_refused(url: str) -> None:
         open_store(url)
 
 
+def test_a_link_in_a_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(b"{}")
+    (tmp_path / "store" / "digits").mkdir(parents=True)
+    (tmp_path / "store" / "digits" / "latest.json").symlink_to(tmp_path / "elsewhere")
+    store = open_store(str(tmp_path / "store"))
+    for act in (lambda: store.read("digits/latest.json"), lambda: list(store.chunks("digits/latest.json"))):
+        with pytest.raises(FailedError, match=r"digits/latest\.json: is a link; needed the object itself"):
+            act()
+
+
 def test_a_file_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file: is a file"):
