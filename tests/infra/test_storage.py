@@ -7,6 +7,7 @@ conditions: those are read from the template.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,9 +20,13 @@ from typing import Any
 import boto3
 import pytest
 from botocore.exceptions import ClientError
+from click.testing import CliRunner
+from delivery.conftest import describe, make_set
 from moto import settings
 from moto.core.authorization import ActionAuthenticatorMixin
 
+from pipeline.cli import forgeline
+from pipeline.delivery import keeping, open_release, release
 from pipeline.delivery.pointer import Pointer, move
 from pipeline.delivery.stores import ForbiddenError, Store, check, open_store
 
@@ -154,6 +159,39 @@ def test_a_reader_reads_releases_and_no_more(storage: Any, become: Callable[[str
             cache.folders("")
         with pytest.raises(ForbiddenError):
             cache.read("files/md5/00/11")
+
+
+def test_a_reader_does_all_that_readers_do(storage: Any, become: Callable[[str], Any], tmp_path: Path) -> None:
+    """The commands themselves, and a release in Python, on a set that was signed and one that was yanked."""
+    url = f"{storage.outputs['PublishUrl']}/used"
+    private, public = tmp_path / "key.pem", tmp_path / "key.pub.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True, capture_output=True)
+    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    with become("publisher"):
+        store = open_store(url)
+        versions = []
+        for seed in range(2):
+            images = make_set(tmp_path / f"set-{seed}", seed)
+            versions.append(
+                release.publish(store, "digits", images.root, description=describe(), documents={}, key=private).version
+            )
+        keeping.yank(f"{url}/digits", why="a mistake")
+
+    def use(*words: object) -> str:
+        said = CliRunner().invoke(forgeline, [str(word) for word in words], catch_exceptions=False)
+        assert said.exit_code == 0, said.output
+        return said.stdout
+
+    with become("reader"):
+        assert [row["version"] for row in json.loads(use("list", url, "--json"))] == versions[::-1]
+        assert "Digits, synthetic" in use("show", f"{url}/digits")
+        assert "a mistake" in use("history", f"{url}/digits")
+        assert versions[0] in use("verify", f"{url}/digits")
+        use("pull", f"{url}/digits", tmp_path / "whole", "--key", public)
+        use("pull", f"{url}/digits", tmp_path / "part", "--classes", "zero", "--format", "imagefolder")
+        use("pull", f"{url}/digits@{versions[1]}", tmp_path / "yanked", "--yanked")
+        assert len(list((tmp_path / "part").rglob("*.png"))) == 8
+        assert len(list(open_release(f"{url}/digits", key=public).stream(seed=0))) == 24
 
 
 def test_a_trainer_uses_the_cache_and_moves_no_pointer(
