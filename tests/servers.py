@@ -171,8 +171,9 @@ class Proxy:
     """Passes requests on to the S3 server. `fault` sees (number, method, path, headers) and may answer otherwise:
 
     'drop': closes the connection at once; 'lose': passes the request on and closes; 'cut': sends half of the answer;
-    'flip': changes a byte of what was sent; a number: that status and nothing passed on. It may change the headers
-    that are passed on. As S3 does and moto does not, it refuses a body that has not the sha256 that was signed.
+    'trickle': sends the answer a few bytes at a time; 'flip': changes a byte of what was sent, 'garble' one of the
+    answer; a number: that status and nothing passed on. It may change the headers that are passed on. As S3 does and
+    moto does not, it refuses a body that has not the sha256 that was signed.
     """
 
     def __init__(self, target: str) -> None:
@@ -209,6 +210,9 @@ class Proxy:
                 if fault == "lose":
                     self.close_connection = True
                     return
+                if fault == "garble" and content:
+                    middle = len(content) // 2
+                    content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
                 self.send_response(status)
                 for key, value in sent:
                     if key.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
@@ -219,7 +223,10 @@ class Proxy:
                     content = content[: len(content) // 2]
                     self.close_connection = True
                 if self.command != "HEAD":
-                    self.wfile.write(content)
+                    step = len(content) // 50 + 1 if fault == "trickle" else len(content) + 1
+                    for start in range(0, len(content), step):
+                        self.wfile.write(content[start : start + step])
+                        time.sleep(0.005 if fault == "trickle" else 0)
 
             do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any  # noqa: N815
 

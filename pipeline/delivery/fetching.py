@@ -27,10 +27,11 @@ class Span:
 
 
 class Tally:
-    """Counts bytes of several threads on one progress line, and ends them all once `stopped` is set."""
+    """Counts bytes of several threads on one progress line, in MB, and ends them all once `stopped` is set."""
 
     def __init__(self, label: str, total: int, *, quiet: bool = False) -> None:
-        self.label, self.line = label, None if quiet else ProgressLine(label, total, "bytes")
+        self.label, self.total = label, total
+        self.line = None if quiet else ProgressLine(label, -(-total // 10**6), "MB")
         self.stopped = threading.Event()
         self._lock, self._done = threading.Lock(), 0
 
@@ -39,7 +40,8 @@ class Tally:
         with self._lock:
             self._done += fetched
             if self.line:
-                self.line.update(self._done)
+                percent = 100 * self._done // max(1, self.total)
+                self.line.update(-(-self.total // 10**6) if percent >= 100 else self._done // 10**6, f"{percent} %")
         if self.stopped.is_set():
             raise FailedError(f"{self.label}: was stopped")
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from pipeline.delivery.manifest import to_json
 from pipeline.delivery.pulling import Verified
 from pipeline.delivery.selecting import Selection
 from pipeline.delivery.stores import MAX_BYTES
-from pipeline.errors import FailedError, UserError
+from pipeline.errors import FailedError, ForgelineError, UserError
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import resumable_folder
 
@@ -69,6 +70,16 @@ def test_what_is_pulled_is_what_was_published(url: str, version: str, images, tm
 def test_it_is_said_what_was_pulled(url: str, version: str, tmp_path: Path, words: list[str], end: str) -> None:
     said = CliRunner().invoke(forgeline, ["pull", f"{url}/digits", str(tmp_path / "dest"), *words])
     assert said.stdout == f"{tmp_path / 'dest'}: {end}\n"
+
+
+@on_a_folder
+def test_how_far_a_pull_is_is_said_in_mb(
+    url: str, version: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    pull(f"{url}/digits", tmp_path / "dest")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(rf"pulling digits@{version}: 1 of 1 MB, [\d,]+ a second, 100 %", line)
 
 
 @on_a_folder
@@ -363,6 +374,83 @@ def test_a_pull_that_is_killed_goes_on_where_it_was(proxy, s3_url: str, images, 
     verify(str(pull(f"{s3_url}/digits", tmp_path / "digits")))
     assert [path.rpartition("/")[2] for path in shards_asked_for(proxy)] == [images.shards[-1].path]
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+SELECT = """
+import sys
+from pathlib import Path
+from pipeline.delivery import pull
+from pipeline.delivery.selecting import Selection
+pull(sys.argv[1], Path(sys.argv[2]), layout="imagefolder", selection=Selection(min_confidence=0.5))
+"""
+
+
+def test_a_selection_in_another_layout_that_is_killed_goes_on_where_it_was(
+    proxy, s3_url: str, images, description, tmp_path: Path
+) -> None:
+    publish(open_store(s3_url), "digits", images.root, description=description, documents={})
+    hung, go_on, *others, last = threading.Event(), threading.Event(), *(shard.path for shard in images.shards)
+
+    def fault(number: int, method: str, path: str, headers: dict[str, str]) -> str | None:
+        if not path.endswith(last):
+            return None
+        hung.set()
+        go_on.wait(60)
+        return "drop"
+
+    def fetched(path: Path, name: str) -> bool:
+        """All but the magic word at the beginning, which nobody asks for."""
+        return path.exists() and path.read_bytes()[4:] == (images.root / name).read_bytes()[4:]
+
+    proxy.fault = fault
+    process = subprocess.Popen([sys.executable, "-c", SELECT, f"{s3_url}/digits", str(tmp_path / "digits")])
+    assert hung.wait(60)
+    (work,) = tmp_path.glob(".digits.*.resumable")
+    deadline = time.monotonic() + 60
+    while not all(fetched(work / name, name) for name in others) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    go_on.set()
+    assert not (tmp_path / "digits").exists()
+    proxy.fault = lambda *_: None
+    proxy.log.clear()
+    selection = Selection(min_confidence=0.5)
+    pull(f"{s3_url}/digits", tmp_path / "digits", layout="imagefolder", selection=selection)
+    assert verify(str(tmp_path / "digits")).images == 24
+    assert {path.rpartition("/")[2] for path in shards_asked_for(proxy)} == {last}
+
+
+@pytest.mark.parametrize("layout", ["parquet", "imagefolder"])
+def test_a_slow_server_only_takes_longer(proxy, s3_url: str, images, description, tmp_path: Path, layout: str) -> None:
+    publish(open_store(s3_url), "digits", images.root, description=description, documents={})
+    proxy.fault = lambda *_: "trickle"
+    assert verify(str(pull(f"{s3_url}/digits", tmp_path / "digits", layout=layout))).images == 24
+
+
+@pytest.mark.parametrize("layout", ["parquet", "webdataset"])
+def test_a_bit_that_flips_in_any_answer(
+    proxy, s3_url: str, tmp_path: Path, make_images, description, layout: str
+) -> None:
+    """Of the n-th answer, for every n: either nothing appears, or the images are right; the next pull is."""
+    images = make_images(tmp_path / "small", count=9)
+    publish(open_store(s3_url), "digits", images.root, description=description, documents={})
+    proxy.log.clear()
+    right = verify(str(pull(f"{s3_url}/digits", tmp_path / "right", layout=layout)))
+    requests, refused = len(proxy.log), 0
+    for number in range(1, requests + 1):
+        dest = tmp_path / f"dest-{number}"
+        proxy.log.clear()
+        proxy.fault = lambda seen, *_, number=number: "garble" if seen == number else None
+        try:
+            pull(f"{s3_url}/digits", dest, layout=layout)
+        except ForgelineError:
+            refused += 1
+            assert not dest.exists()
+            proxy.fault = lambda *_: None
+            pull(f"{s3_url}/digits", dest, layout=layout)
+        assert verify(str(dest)) == right
+    assert refused > 6
 
 
 def test_half_a_file_is_completed(proxy, s3_url: str, images, description, tmp_path: Path) -> None:
