@@ -98,7 +98,7 @@ streamed = list(release.stream(seed=0))
 both = mix(release.dataset(), release.dataset(), 0.25)
 print(images.shape, labels.sum(), len(streamed), type(streamed[0][0]).__name__, len(both), type(both[0][0]).__name__)
 """
-    assert light(code, release) == "(24, 1, 8, 8) 24 24 ndarray 32 ndarray\n"
+    assert light(code, release) == "(24, 1, 8, 8) 24 24 ndarray 96 ndarray\n"
 
 
 def test_what_makes_sets_says_what_is_missing(light: Run) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from pipeline.delivery.keeping import yank
 from pipeline.delivery.opening import Stream
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet
+from pipeline.metrics.classifier import _order
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +47,33 @@ def test_a_dataset_has_every_image(release: str, large: ImageSet) -> None:
     assert contents(dataset[index] for index in range(len(dataset))) == expected(large)
     images, labels = next(iter(DataLoader(dataset, batch_size=4)))
     assert (images.dtype, images.shape, labels.dtype) == (torch.uint8, (4, 1, 8, 8), torch.int64)
+
+
+OPENED = """
+import sys
+from pipeline.delivery import open_release
+release = open_release(sys.argv[1])
+print("opened", flush=True)
+sys.stdin.readline()
+print(len(release.arrays()[1]))
+"""
+
+
+def test_processes_that_want_the_same_release_wait_for_each_other(proxy, s3_url: str, large, description) -> None:
+    """As the ranks of a training do: both open, then both fetch, and one of them does."""
+    publish(open_store(s3_url), "digits", large.root, description=description, documents={})
+    command = [sys.executable, "-c", OPENED, f"{s3_url}/digits"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as two:
+        for process in (one, two):
+            assert process.stdout.readline() == "opened\n"
+        proxy.log.clear()
+        for process in (one, two):
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert [process.communicate(timeout=120)[0] for process in (one, two)] == ["300\n", "300\n"]
+    fetched = [path for _, path in proxy.log if path.endswith(large.shards[0].path)]
+    assert len(fetched) == 1
 
 
 def test_a_stream_in_order_has_every_image(release: str, large: ImageSet) -> None:
@@ -80,13 +109,20 @@ def test_consumers_share_the_images(release: str, large: ImageSet, consumers: in
 
 def test_a_stream_that_is_left_early_stops_fetching(proxy, s3_url: str, large: ImageSet, description) -> None:
     publish(open_store(s3_url), "digits", large.root, description=description, documents={})
-    proxy.log.clear()
-    stream = iter(open_release(f"{s3_url}/digits").stream())
+    opened = open_release(f"{s3_url}/digits")
+    asked, left = set[str](), threading.Event()
+
+    def fault(number: int, method: str, path: str, headers: dict[str, str]) -> None:
+        asked.add(path)
+        if not path.endswith(large.shards[0].path):
+            left.wait(60)
+
+    proxy.fault = fault
+    stream = iter(opened.stream())
     next(stream)
+    threading.Timer(0.5, left.set).start()  # while the stream is closed, which waits for what is under way
     stream.close()
-    asked = len(proxy.log)
-    assert asked < 300
-    assert len(proxy.log) == asked
+    assert len(asked) <= 1 + 8  # of 30 shards: the first, and one for each thread
 
 
 def test_a_wrong_byte_never_comes_out_of_a_stream(release: str, url: str, large: ImageSet) -> None:
@@ -134,17 +170,41 @@ def test_an_unknown_split_is_said(release: str) -> None:
         open_release(release).stream("test")
 
 
-@pytest.mark.parametrize(("ratio", "synthetic"), [(0.0, 0), (0.3, 4), (0.5, 10), (0.75, 30)])
-def test_a_mixture_has_all_real_and_its_share_of_synthetic(ratio: float, synthetic: int) -> None:
-    mixture = mix(list(range(10)), list(range(100, 150)), ratio)
-    found = [mixture[index] for index in range(len(mixture))]
-    assert sorted(item for item in found if item < 100) == list(range(10))
-    assert len({item for item in found if item >= 100}) == synthetic == len(found) - 10
+@pytest.mark.parametrize(
+    ("real", "synthetic", "ratio", "length"),
+    [(58, 5000, 0.7, 7143), (540, 540, 0.7, 1800), (10, 30, 0.75, 40), (1134, 5000, 0.1, 50000), (10, 50, 0.0, 10)],
+)
+def test_a_mixture_shows_its_share_of_all_images(real: int, synthetic: int, ratio: float, length: int) -> None:
+    mixture = mix(list(range(real)), list(range(real, real + synthetic)), ratio)
+    found = np.array([mixture[index] for index in range(len(mixture))])
+    assert len(found) == length
+    assert abs((found >= real).sum() - ratio * length) <= 1
+    shown = np.bincount(found, minlength=real + synthetic)
+    for side in (shown[:real], shown[real:]):
+        assert side.max() - side.min() <= 1
+        assert side.min() >= 1 or ratio == 0
+    assert shown.min() == (1 if ratio else 0)
 
 
-def test_a_mixture_needs_enough_synthetic_items() -> None:
-    with pytest.raises(UserError, match=r"a share of 0\.9 needs 90 synthetic images; found 50"):
-        mix(list(range(10)), list(range(50)), 0.9)
+def test_a_mixture_has_the_share_that_utility_trains_on() -> None:
+    """The classifier's own draw of images with the weights that `utility` gives them."""
+    weights = np.repeat([0.3 / 58, 0.7 / 500], [58, 500])
+    order = _order(weights, 10_000, np.random.default_rng(0))
+    mixture = mix([0] * 58, [1] * 500, 0.7)
+    assert np.mean(order >= 58) == pytest.approx(np.mean([mixture[place] for place in range(len(mixture))]), abs=0.01)
+    assert len(set(order[order >= 58])) == 500
+
+
+def test_a_mixture_mixes_always_the_same_way_by_seed() -> None:
+    first, again, other = ([*mix(range(9), range(9, 40), 0.5, seed=seed).places] for seed in (1, 1, 2))
+    assert first == again != other
+    assert sorted(first) != first
+
+
+@pytest.mark.parametrize(("real", "synthetic"), [([], [1]), ([1], [])])
+def test_a_mixture_needs_items_of_both_sides(real: list[int], synthetic: list[int]) -> None:
+    with pytest.raises(UserError, match=r"a share of 0\.9 needs (real|synthetic) images; found none"):
+        mix(real, synthetic, 0.9)
     with pytest.raises(ValueError, match="ratio is 1"):
         mix([1], [2], 1)
 
