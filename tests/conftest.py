@@ -32,6 +32,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which programs of others read a release, by the tests that ran them."""
+    passed = terminalreporter.getreports("passed")
+    clients = {value for report in passed for name, value in report.user_properties if name == "client"}
+    if clients:
+        terminalreporter.write_line(f"clients that read releases: {', '.join(sorted(map(str, clients)))}")
+
+
 @pytest.fixture(scope="session")
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file of weights of Inception as torch-fidelity reads them: $FORGELINE_TEST_INCEPTION, else random ones.

@@ -27,13 +27,15 @@ Read = Callable[..., Rows]
 
 # A script defines rows(place): what is in a version's folder, which is a path, s3://… or http://….
 SCRIPT = """
-import hashlib, json, sys
+import hashlib, importlib.metadata, json, sys
 sha256 = lambda data: hashlib.sha256(data).hexdigest()
 {script}
 found = [list(map(list, rows(place))) for place in sys.argv[1:]]
 assert not [name for name in sys.modules if name.partition(".")[0] in ("pipeline", "flows")]
-print(json.dumps(found))
+ran = [name for name in {clients} if name in sys.modules]
+print(json.dumps([found, [name + " " + importlib.metadata.version(name) for name in ran]]))
 """
+CLIENTS = ("datasets", "duckdb", "mlcroissant", "pandas", "polars", "s3fs", "webdataset")
 
 
 def needs(*modules: str) -> pytest.MarkDecorator:
@@ -86,12 +88,16 @@ def run(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
 
 
 @pytest.fixture
-def read(run: Callable[..., str]) -> Callable[..., list[Rows]]:
-    """Runs a script; what it found in each place."""
+def read(run: Callable[..., str], record_property: Callable[[str, object], None]) -> Callable[..., list[Rows]]:
+    """Runs a script; what it found in each place. The versions of the clients that it ran are said at the end."""
 
     def read(script: str, *places: str | Path) -> list[Rows]:
-        said = run(sys.executable, "-c", SCRIPT.format(script=script), *map(str, places))
-        found: list[Rows] = json.loads(said.splitlines()[-1])
+        said = run(sys.executable, "-c", SCRIPT.format(script=script, clients=CLIENTS), *map(str, places))
+        found: list[Rows]
+        found, ran = json.loads(said.splitlines()[-1])
+        assert ran
+        for client in ran:
+            record_property("client", client)
         return found
 
     return read
@@ -197,13 +203,22 @@ COPIES = {
 @needs_program("sha256sum")
 @pytest.mark.parametrize("program", [pytest.param(name, marks=needs_program(name)) for name in COPIES])
 def test_a_copy_is_checked_by_sha256sum(
-    program: str, folder: Path, on_s3: str, endpoint: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: str,
+    folder: Path,
+    on_s3: str,
+    endpoint: str,
+    run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
     for key, value in {"TYPE": "s3", "PROVIDER": "Other", "ENV_AUTH": "true", "ENDPOINT": endpoint}.items():
         monkeypatch.setenv(f"RCLONE_CONFIG_HERE_{key}", value)
     monkeypatch.setenv("RCLONE_CONFIG", "")
     place = {"cp": str(folder), "aws": on_s3, "rclone": on_s3.replace("s3://", "here:")}[program]
     copy = tmp_path / "copy"
+    for each in (program, "sha256sum"):
+        record_property("client", run(each, "--version").splitlines()[0])
     run(*COPIES[program], place, str(copy))
     said = run("sh", "-c", f"cd '{copy}' && sha256sum --strict -c SHA256SUMS")
     lines = (folder / "SHA256SUMS").read_text().splitlines()
@@ -225,5 +240,5 @@ def test_what_the_card_says_of_loading_works_as_it_stands(on_s3: str, run, tmp_p
         assert {path.name for path in (tmp_path / "user").iterdir()} == {"digits"}
     for (_, code), name in zip(blocks[1:], ("images", "frame"), strict=False):
         assert run(sys.executable, "-c", f"{code}\nprint(len({name}))").splitlines()[-1] == "24"
-    mixed = f"real = [(None, 0)] * 9\n{blocks[0][1]}\nprint(len(images))"  # 70 % of 30 are synthetic
-    assert run(sys.executable, "-c", mixed).splitlines()[-1] == "30"
+    mixed = f"real = [(None, 0)] * 9\n{blocks[0][1]}\nprint(len(images))"  # the 24 are 70 %
+    assert run(sys.executable, "-c", mixed).splitlines()[-1] == "34"
