@@ -20,12 +20,11 @@ from pipeline.delivery.fetching import Span
 from pipeline.delivery.manifest import SCHEMA_VERSION, Manifest, check_types, parse_json
 from pipeline.errors import FailedError
 from pipeline.imageset import ImageSet, Shard
-from pipeline.imageset.layout import ROW_GROUP_IMAGES
+from pipeline.imageset.layout import CONFIDENCE, ROW_GROUP_IMAGES
 
 ROWGROUPS = "rowgroups.json"
 _MAX_ROWS = 10 * ROW_GROUP_IMAGES  # a reader holds a group in memory
 _CHUNK = 1 << 18  # bytes that are hashed twice while a core has them in its cache
-CONFIDENCE = "confidence"  # the column of what the filter of `augment` thought of the label
 
 
 @dataclass(frozen=True, kw_only=True)

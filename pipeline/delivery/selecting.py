@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 
 from pipeline.delivery.fetching import Span, Tally, fetch_file, span_chunks
 from pipeline.delivery.parallel import in_parallel
-from pipeline.delivery.rowgroups import CONFIDENCE, ROWGROUPS, RowGroup, ShardGroups, parse
+from pipeline.delivery.rowgroups import ROWGROUPS, RowGroup, ShardGroups, parse
 from pipeline.delivery.versions import Version
 from pipeline.errors import FailedError, UserError, nearest
 from pipeline.imageset import ImageSet
 from pipeline.imageset.decode import check_unpacked, reading
-from pipeline.imageset.layout import IMAGE_TYPE, IMAGESET_JSON, PROVENANCE_TYPES
+from pipeline.imageset.layout import CONFIDENCE, IMAGE_TYPE, IMAGESET_JSON, PROVENANCE_TYPES
 
 _MAX_INDEX = 1 << 26  # bytes of rowgroups.json: tens of millions of images
 _AHEAD = 16  # row groups that are fetched before their turn, into files
@@ -30,7 +30,7 @@ _BATCH_BYTES = 4 << 20  # of a row group that are unpacked at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """`per_class` is of each class in each split, the first ones; None is all."""
+    """`per_class` is of each class in each split, the first ones, which are no surer than others; None is all."""
 
     classes: tuple[str, ...] | None = None
     per_class: int | None = None

@@ -18,13 +18,20 @@ MAX_IMAGE_SIZE = 4096  # a reader allocates what imageset.json says, so it may n
 SPLITS = ("train", "validation", "test")
 IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 PROVENANCE_TYPES = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64"}  # as `datasets` calls them
+CONFIDENCE = "confidence"  # the column of what the filter of `augment` thought of the label
 ROW_GROUP_IMAGES = 100  # small enough for a stream to mix the classes, large enough to be worth a request
 _ROW_GROUP_BYTES = 10_000_000  # of pixels, since a reader holds several groups in memory
+_SHARD_BYTES = 500_000_000  # of pixels: one request sends a shard, again from its start where the connection breaks
 
 
 def row_group_images(shape: tuple[int, ...]) -> int:
     """How many images (C, H, W) at most are stored in a row group."""
     return max(1, min(ROW_GROUP_IMAGES, _ROW_GROUP_BYTES // prod(shape)))
+
+
+def largest_shard(shape: tuple[int, ...]) -> int:
+    """How many images (C, H, W) a shard should have at most."""
+    return max(1, _SHARD_BYTES // prod(shape))
 
 
 def shard_name(split: str, index: int, count: int) -> str:

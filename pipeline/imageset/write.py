@@ -21,18 +21,21 @@ from pipeline.imageset import png
 from pipeline.imageset.files import atomic_folder, sha256_file
 from pipeline.imageset.imageset import ImageSet, Shard, check_classes
 from pipeline.imageset.layout import (
+    CONFIDENCE,
     IMAGESET_JSON,
     MAX_IMAGE_SIZE,
     SPLITS,
     batch_images,
     content_hash,
     fingerprint,
+    largest_shard,
     row_group_images,
     shard_name,
     shard_schema,
 )
 
 _DIGEST = 32  # bytes of a content hash
+_GOLDEN = (5**0.5 - 1) / 2  # the step by which any number of places on a circle are spread best
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
 
@@ -63,9 +66,11 @@ def write_imageset(
 ) -> ImageSet:
     """Write `rows` as the ImageSet `root`, which appears whole at the end and takes the place of an older one.
 
-    Within a split and class the rows keep their order; the classes are interleaved in row groups of one class each,
-    and these in shards of about `shard_images`. Raises ValueError when a row does not fit the first or the classes,
-    UserError without rows or where `root` holds other files, FailedError on a full disk.
+    The classes of a split are interleaved in row groups of one class each, and these in shards of about
+    `shard_images`, fewer where images are large. Within a class the rows keep their order, but where they have a
+    `confidence` a row group has rows of about one, so that whole groups can be left out by it; the middle ones come
+    first, and any first groups are spread over all. Raises ValueError when a row does not fit the first or the
+    classes, UserError without rows or where `root` holds other files, FailedError on a full disk.
     """
     check_classes(classes)
     occupied = any(root.iterdir()) if root.is_dir() else root.exists()
@@ -83,11 +88,9 @@ def write_imageset(
         counts = {
             split: np.bincount(index.labels[members], minlength=len(classes)) for split, members in index.by_split()
         }
-        together = row_group_images(first.image.shape)
+        together, most = row_group_images(first.image.shape), min(shard_images, largest_shard(first.image.shape))
         plan = [
-            (split, shard)
-            for split, members in index.by_split()
-            for shard in _plan(index, members, together, shard_images)
+            (split, shard) for split, members in index.by_split() for shard in _plan(index, members, together, most)
         ]
         imageset = ImageSet(
             root=root,
@@ -110,10 +113,11 @@ def write_imageset(
 
 @dataclass(frozen=True, kw_only=True)
 class _Index:
-    """What stays in memory of each spooled row: the place of its split in SPLITS, and its label."""
+    """What stays in memory of each spooled row: the place of its split in SPLITS, its label, its confidence if any."""
 
     splits: NDArray[np.uint8]
     labels: NDArray[np.int32]
+    confidences: NDArray[np.float64] | None
 
     def by_split(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
         """The rows of each split that has some."""
@@ -127,7 +131,8 @@ _Plan = list[tuple[str, list[NDArray[np.int64]]]]  # of each shard its split and
 
 def _spool(path: Path, hashes: Path, rows: Iterator[Row], first: Row, schema: pa.Schema, classes: int) -> _Index:
     """Encode the rows into one file as they come, for their place in the shards is known only when all are counted."""
-    splits, labels = array("B"), array("i")
+    splits, labels, confidences = array("B"), array("i"), array("d")
+    sure = CONFIDENCE in schema.names and schema.field(CONFIDENCE).type == pa.float64()
     size = batch_images(first.image.shape)
     with (
         pa.OSFile(str(path), "wb") as file,
@@ -151,12 +156,18 @@ def _spool(path: Path, hashes: Path, rows: Iterator[Row], first: Row, schema: pa
             for row, content in zip(batch, contents, strict=True):
                 splits.append(SPLITS.index(row.split))
                 labels.append(row.label)
+                if sure:
+                    confidences.append(float(row.provenance[CONFIDENCE]))
                 digests.write(bytes.fromhex(content))
 
         while batch := list(islice(rows, size)):
             spool(batch)
             batch.clear()  # or it would live until the next one is whole
-    return _Index(splits=np.frombuffer(splits, np.uint8), labels=np.frombuffer(labels, np.int32))
+    return _Index(
+        splits=np.frombuffer(splits, np.uint8),
+        labels=np.frombuffer(labels, np.int32),
+        confidences=np.frombuffer(confidences, np.float64) if sure else None,
+    )
 
 
 def _contents(hashes: Path, index: _Index, plan: _Plan) -> Iterator[tuple[str, int, str]]:
@@ -205,7 +216,13 @@ def _plan(index: _Index, rows: NDArray[np.int64], together: int, shard_images: i
     groups = []
     for label in np.unique(labels).tolist():
         members = rows[labels == label]
-        parts = np.array_split(members, -(-len(members) // min(together, shard_images)))
+        count = -(-len(members) // min(together, shard_images))
+        if index.confidences is None:
+            parts = np.array_split(members, count)
+        else:
+            surest = members[np.argsort(-index.confidences[members], kind="stable")]
+            bands = [np.sort(band) for band in np.array_split(surest, count)]  # in a group the rows keep their order
+            parts = [bands[place] for place in np.argsort(np.argsort((0.5 + _GOLDEN * np.arange(count)) % 1))]
         groups += [((place + 0.5) / len(parts), label, part) for place, part in enumerate(parts)]
     groups.sort(key=lambda group: group[:2])
     starts = accumulate((len(group) for *_, group in groups), initial=0)

@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 
 from pipeline.delivery import open_store, publish, pull
 from pipeline.delivery.rowgroups import ROWGROUPS, describe, describe_shard, parse
-from pipeline.delivery.selecting import Selection
+from pipeline.delivery.selecting import Selection, open_part
 from pipeline.delivery.versions import find
 from pipeline.errors import FailedError, UserError
-from pipeline.imageset import ImageSet
+from pipeline.imageset import ImageSet, Row, write_imageset
 
 
 @pytest.fixture
@@ -50,8 +51,9 @@ def test_of_some_classes_every_row(release: str, large: ImageSet, tmp_path: Path
 def test_the_first_of_each_class(release: str, large: ImageSet, tmp_path: Path) -> None:
     found = ImageSet.open(pull(release, tmp_path / "dest", selection=Selection(per_class=13)))
     assert found.counts == {"train": (13, 13, 13)}
-    indices = {row["index"] for row in rows(found)}
-    assert indices == set(range(39))
+    for label in range(3):
+        wanted, taken = ([row for row in rows(images) if row["label"] == label] for images in (large, found))
+        assert sorted(taken, key=str) == sorted(wanted[:13], key=str)
 
 
 def test_those_of_high_confidence(release: str, large: ImageSet, tmp_path: Path) -> None:
@@ -59,10 +61,11 @@ def test_those_of_high_confidence(release: str, large: ImageSet, tmp_path: Path)
     assert {row["index"] for row in rows(found)} == set(range(250, 300))
 
 
-def test_the_first_of_high_confidence(release: str, tmp_path: Path) -> None:
+def test_the_first_of_high_confidence(release: str, large: ImageSet, tmp_path: Path) -> None:
     selection = Selection(classes=("one",), per_class=5, min_confidence=0.601)
     found = ImageSet.open(pull(release, tmp_path / "dest", selection=selection))
-    assert sorted(row["index"] for row in rows(found)) == [103, 106, 109, 112, 115]
+    wanted = [row["index"] for row in rows(large) if row["label"] == 1 and row["confidence"] >= 0.601]
+    assert sorted(row["index"] for row in rows(found)) == sorted(wanted[:5])
 
 
 @pytest.mark.parametrize(
@@ -91,6 +94,34 @@ def test_only_row_groups_that_may_hold_such_images_travel(
     assert sum(start == 0 for start, _ in ranges) == groups
     sizes = [shard.bytes for shard in large.shards]
     assert sum(stop + 1 - start for start, stop in ranges) <= groups * max(sizes)
+
+
+@pytest.mark.parametrize("least", [0.9, 0.99, 0.999])
+def test_what_travels_by_confidence_is_little_more_than_what_is_asked_for(
+    url: str, tmp_path: Path, description, least: float
+) -> None:
+    """Of confidences in the order in which samples come, most of them close to 1."""
+    random = np.random.default_rng(0)
+    confidences = np.maximum(0.5, 1 - random.exponential(0.02, 3000))
+    images = (
+        Row(
+            split="train",
+            label=index % 3,
+            image=random.integers(0, 256, (1, 4, 4), np.uint8),
+            path=f"{index}",
+            provenance={"confidence": float(confidence)},
+        )
+        for index, confidence in enumerate(confidences)
+    )
+    write_imageset(tmp_path / "set", images, classes=["a", "b", "c"], source={}, resize=None, synthetic=True)
+    publish(open_store(url), "sure", tmp_path / "set", description=description, documents={})
+    with TemporaryDirectory(dir=tmp_path) as folder:
+        part = open_part(find(f"{url}/sure"), Path(folder))
+    asked = sum(group.rows for _, group in part.plan(Selection(min_confidence=least)))
+    wanted = (confidences >= least).sum()
+    assert wanted <= asked <= wanted + 3 * 100  # at most one more group of each class
+    found = ImageSet.open(pull(f"{url}/sure", tmp_path / "dest", selection=Selection(min_confidence=least)))
+    assert sum(found.counts["train"]) == wanted
 
 
 @pytest.mark.parametrize(

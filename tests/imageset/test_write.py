@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.imageset import ImageSet, Row, write_imageset
+from pipeline.imageset import ImageSet, Row, layout, write_imageset
 
 Rows = Callable[..., Iterator[Row]]
 Write = Callable[..., ImageSet]
@@ -56,6 +56,31 @@ class TestLayout:
         many = (replace(row, split="train", label=0 if i % 250 == 249 else 1) for i, row in enumerate(rows(1000)))
         labels = write(many, shard_images=10_000).arrays("train")[1]
         assert 300 < np.flatnonzero(labels == 0).mean() < 700
+
+    def test_row_groups_hold_one_confidence_each_and_any_first_ones_are_of_all(self, write: Write, rows: Rows) -> None:
+        confidences = np.random.default_rng(0).permutation(1600) / 1600
+        sure = (
+            replace(row, split="train", label=0, provenance={"confidence": float(each), "index": place})
+            for place, (row, each) in enumerate(zip(rows(1600, size=2), confidences, strict=True))
+        )
+        parquet = pq.ParquetFile(write(sure, shard_images=1600).root / "train-00000-of-00001.parquet")
+        groups = [parquet.read_row_group(group).to_pydict() for group in range(parquet.num_row_groups)]
+        bands = [np.array(group["confidence"]) * 16 // 1 for group in groups]
+        assert all((band == band[0]).all() for band in bands)
+        order = [int(band[0]) for band in bands]
+        assert sorted(order) == list(range(16))
+        assert order[0] in (7, 8)
+        assert {band // 4 for band in order[:5]} == {0, 1, 2, 3}
+        assert all(group["index"] == sorted(group["index"]) for group in groups)
+
+    def test_shards_of_large_images_have_fewer(self, write: Write, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pipeline.imageset.layout._SHARD_BYTES", 20 * 3 * 8 * 8)
+        shards = [shard for shard in write(rows(300), shard_images=10_000).shards if shard.split == "train"]
+        assert len(shards) == 10
+        assert max(shard.rows for shard in shards) <= 40
+        monkeypatch.undo()
+        assert layout.largest_shard((3, 32, 32)) > 10_000
+        assert 400e6 < layout.largest_shard((3, 1024, 1024)) * 3 * 1024**2 <= 500e6
 
     def test_one_class_can_be_pulled_alone(self, write: Write) -> None:
         root = write().root
