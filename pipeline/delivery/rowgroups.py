@@ -7,12 +7,15 @@ its own; the file itself is one of those that the manifest vouches for.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -24,6 +27,9 @@ from pipeline.imageset.layout import CONFIDENCE, ROW_GROUP_IMAGES
 
 ROWGROUPS = "rowgroups.json"
 _MAX_ROWS = 10 * ROW_GROUP_IMAGES  # a reader holds a group in memory
+_MAX_PIXELS = 64_000_000  # bytes of the pixels of a group of several images, likewise
+_SLACK = 1 << 20  # bytes of a group beside its pixels
+_MAX_LINE = 4096  # bytes
 _CHUNK = 1 << 18  # bytes that are hashed twice while a core has them in its cache
 
 
@@ -82,39 +88,50 @@ def describe_shard(path: Path) -> tuple[str, str]:
 
 
 def parse(data: bytes, where: str, manifest: Manifest, images: ImageSet) -> tuple[ShardGroups, ...]:
-    """What rowgroups.json in `data` says of the shards of `images`. Raises FailedError when it is not of them."""
-    content = parse_json(data, where, {"shards": list})
+    """What rowgroups.json in `data` says of the shards of `images`. Raises FailedError when it is not of them.
+
+    Read line by line as `describe` writes it, for all of it at once as Python objects could take gigabytes.
+    """
+    lines = io.BytesIO(data)
+    parse_json(lines.readline(_MAX_LINE) + b"]}", where, {"shards": list})
     sizes = {file.path: file.bytes for file in manifest.files}
     try:
-        for shard in content["shards"]:
-            check_types(shard, {"path": str, "footer": dict, "groups": list}, "shards.")
-        if [shard["path"] for shard in content["shards"]] != [shard.path for shard in images.shards]:
+        found = tuple(_parse(shard, lines, sizes.get(shard.path, -1), images) for shard in images.shards)
+        if lines.read() != b"]}\n":
             raise ValueError("shards are others than imageset.json has")
-        return tuple(
-            _parse(shard, found, sizes.get(shard.path, -1), len(images.classes))
-            for shard, found in zip(images.shards, content["shards"], strict=True)
-        )
     except ValueError as error:
         raise FailedError(f"{where}: {error}") from None
+    return found
 
 
-def _parse(shard: Shard, content: Mapping[str, object], size: int, classes: int) -> ShardGroups:
+def _parse(shard: Shard, lines: io.BytesIO, size: int, images: ImageSet) -> ShardGroups:
+    """What the next lines say of a shard of so many bytes."""
+    content = _object(lines.readline(_MAX_LINE) + b"]}", shard.path)
+    check_types(content, {"path": str, "footer": dict, "groups": list}, "shards.")
+    if content["path"] != shard.path:
+        raise ValueError("shards are others than imageset.json has")
+    pixels = prod(images.shape)
+    most = max(1, min(_MAX_ROWS, _MAX_PIXELS // pixels))
+
     def read() -> Iterator[RowGroup]:
-        groups = content["groups"]
-        assert isinstance(groups, list)
-        for index, group in enumerate(groups):
-            check_types(group, {**_SPAN, "label": int, "rows": int}, f"{shard.path}: groups[{index}].")
+        index = 0
+        while not (line := lines.readline(_MAX_LINE)).startswith(b"]}"):
+            name = f"{shard.path}: groups[{index}]"
+            group = _object(line.rstrip(b",\n"), shard.path)
+            check_types(group, {**_SPAN, "label": int, "rows": int}, f"{name}.")
             confidence = group.get("confidence")
             if confidence is not None and (type(confidence) is not float or not math.isfinite(confidence)):
-                raise ValueError(f"{shard.path}: groups[{index}].confidence is not a number")
-            if not 0 <= group["label"] < classes or not 1 <= group["rows"] <= _MAX_ROWS:
-                raise ValueError(f"{shard.path}: groups[{index}] has no class of the set, or not 1 to {_MAX_ROWS} rows")
+                raise ValueError(f"{name}.confidence is not a number")
+            if not 0 <= group["label"] < len(images.classes) or not 1 <= group["rows"] <= most:
+                raise ValueError(f"{name} has no class of the set, or not 1 to {most} rows")
+            if group["bytes"] > 1.1 * group["rows"] * pixels + _SLACK:  # PNG of noise is hardly larger than its pixels
+                raise ValueError(f"{name} has {group['bytes']:,} bytes for {group['rows']} images")
             span = Span(**{key: group[key] for key in _SPAN})
             yield RowGroup(index=index, span=span, label=group["label"], rows=group["rows"], confidence=confidence)
+            index += 1
 
     groups, footer = tuple(read()), content["footer"]
     check_types(footer, _SPAN, f"{shard.path}: footer.")
-    assert isinstance(footer, dict)
     last = Span(**{key: footer[key] for key in _SPAN})
     ends = [0]
     for span in (*(group.span for group in groups), last):
@@ -124,6 +141,13 @@ def _parse(shard: Shard, content: Mapping[str, object], size: int, classes: int)
     if ends[-1] != size or sum(group.rows for group in groups) != shard.rows:
         raise ValueError(f"{shard.path}: groups are not all of its {size:,} bytes and {shard.rows:,} rows")
     return ShardGroups(shard=shard, groups=groups, footer=last)
+
+
+def _object(line: bytes, path: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path}: is not JSON as Forgeline writes it") from None
 
 
 _SPAN = {"offset": int, "bytes": int, "sha256": str}

@@ -196,10 +196,23 @@ def test_any_value_anywhere_in_any_json(release: Files, data, layout: str, selec
                 place.append(place[name])
             case _ if isinstance(place, dict):
                 place[data.draw(NASTY)] = data.draw(JUNK)
-    files[key] = json.dumps(content).encode()
+    files[key] = in_lines(content) if key.endswith("rowgroups.json") else json.dumps(content).encode()
     if not key.endswith(("manifest.json", "latest.json")):
         vouch(files)
     try_release(files, layout, selection)
+
+
+def in_lines(content: Any) -> bytes:
+    """The JSON of a changed rowgroups.json, a row group a line, where it still has that form."""
+    try:
+        shards = []
+        for shard in content["shards"]:
+            inner = ",\n".join(json.dumps(group) for group in shard["groups"])
+            shards.append(json.dumps({**shard, "groups": []})[:-2] + f"\n{inner}\n]}}")
+        head = json.dumps({**content, "shards": []})[:-2]
+    except (KeyError, TypeError):
+        return json.dumps(content).encode()
+    return (head + "\n" + ",\n".join(shards) + "\n]}\n").encode()
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -341,14 +354,46 @@ print(peak() - before)
 """
 
 
+def taken(files: Files, folder: Path) -> tuple[int, str]:
+    """The megabytes that pulling from such a store takes in a process of its own, and what was said."""
+    for key, data in files.items():
+        (folder / "bomb" / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "bomb" / key).write_bytes(data)
+    words = [sys.executable, "-c", READ, f"{folder}/bomb/digits", str(folder / "dest")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return int(done.stdout), done.stderr
+
+
+def test_what_the_release_itself_says_in_lines_is_read(release: Files) -> None:
+    key = in_version(release, "rowgroups.json")
+    assert in_lines(json.loads(release[key])) == release[key]
+
+
+@pytest.mark.parametrize("item", [b"[],", b"1e9,", b"[\n", b"{}\n"])
+def test_rowgroups_of_junk_take_no_memory(release: Files, tmp_path: Path, item: bytes) -> None:
+    """64 MB of it, among the row groups of the first shard."""
+    key = in_version(release, "rowgroups.json")
+    start = release[key].index(b'"groups": [\n') + len(b'"groups": [\n')
+    release[key] = release[key][:start] + item * ((60 << 20) // len(item)) + release[key][start:]
+    vouch(release)
+    megabytes, sentence = taken(release, tmp_path)
+    assert "rowgroups.json" in sentence
+    assert megabytes < 150
+
+
+def test_a_row_group_with_more_bytes_than_pixels_is_refused(release: Files, tmp_path: Path) -> None:
+    """100 MB for three images of 64 pixels: nothing of it is fetched."""
+    files = with_shard(release, images_of([b"\0" * (33 << 20)] * 3, ["a"] * 3))
+    assert files is not None
+    megabytes, sentence = taken(files, tmp_path)
+    assert "bytes for 3 images" in sentence
+    assert megabytes < 50
+
+
 @pytest.mark.parametrize("bomb", range(2, 7))
 def test_a_bomb_in_a_picture_takes_no_memory(release: Files, tmp_path: Path, bomb: int) -> None:
     """Of 100 MB of zeros, or of 4 gigapixels."""
     files = with_shard(release, images_of([pictures(100 << 20)[bomb]] * 3, ["a"] * 3))
     assert files is not None
-    for key, data in files.items():
-        (tmp_path / "bomb" / key).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "bomb" / key).write_bytes(data)
-    words = [sys.executable, "-c", READ, f"{tmp_path}/bomb/digits", str(tmp_path / "dest")]
-    megabytes = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    megabytes, _ = taken(files, tmp_path)
     assert megabytes < 80

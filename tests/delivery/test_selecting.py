@@ -181,6 +181,8 @@ def change(content: dict, how: str) -> None:
     match how:
         case "gap":
             shard["footer"]["offset"] += 1
+        case "large":
+            group["bytes"] += 2 << 20
         case "elsewhere":
             group["offset"] = -1
         case "beyond":
@@ -199,9 +201,22 @@ def change(content: dict, how: str) -> None:
             content["shards"] = [1]
 
 
-@pytest.mark.parametrize("how", ["gap", "elsewhere", "beyond", "rows", "class", "path", "confidence", "type", "shards"])
+def in_lines(content: dict) -> bytes:
+    """The rowgroups.json of that content, as `describe` writes it."""
+    return describe(
+        json.dumps({**shard, "groups": []})[:-2] + "\n" + ",\n".join(map(json.dumps, shard["groups"])) + "\n]}"
+        if isinstance(shard, dict)
+        else json.dumps(shard)
+        for shard in content["shards"]
+    )
+
+
+@pytest.mark.parametrize(
+    "how", ["large", "gap", "elsewhere", "beyond", "rows", "class", "path", "confidence", "type", "shards"]
+)
 def test_rowgroups_that_lie_are_refused(images: ImageSet, how: str) -> None:
     content = json.loads(described(images))
+    assert in_lines(content) == described(images)
     change(content, how)
     with pytest.raises(FailedError, match=r"^rowgroups\.json: "):
-        parse(json.dumps(content).encode(), ROWGROUPS, type("Listed", (), {"files": images.shards}), images)
+        parse(in_lines(content), ROWGROUPS, type("Listed", (), {"files": images.shards}), images)
