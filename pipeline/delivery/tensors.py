@@ -28,7 +28,11 @@ class TensorDataset(Dataset[tuple[Tensor, int]]):
 
 
 class TensorStream(IterableDataset[tuple[Tensor, int]]):
-    """Items from the store; every image goes to one worker of one rank."""
+    """Items from the store; every image goes to one worker of one rank.
+
+    Ranks get whole row groups, so some get more images than others: let DDP train on as many batches as the rank that
+    has fewest, or within `join()`, for a rank that waits for one that has finished waits for ever.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream

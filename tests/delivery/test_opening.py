@@ -100,6 +100,33 @@ def test_workers_share_the_images(release: str, large: ImageSet) -> None:
     assert sorted(contents(loader)) == sorted(expected(large))
 
 
+RANK = """
+import sys
+import torch.distributed
+from torch.utils.data import DataLoader
+from pipeline.delivery import open_release
+url, folder, rank = sys.argv[1:]
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=int(rank), world_size=2)
+for image, label in DataLoader(open_release(url).stream(seed=3), batch_size=None, num_workers=2):
+    print(int(label), image.numpy().tobytes().hex())
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_ranks_and_their_workers_share_the_images(release: str, large: ImageSet, tmp_path: Path) -> None:
+    """In a real process group, whose workers are processes too."""
+    command = [sys.executable, "-c", RANK, release, str(tmp_path)]
+    with (
+        subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, text=True) as one,
+        subprocess.Popen([*command, "1"], stdout=subprocess.PIPE, text=True) as two,
+    ):
+        found = [process.communicate(timeout=120)[0].splitlines() for process in (one, two)]
+    assert all(len(lines) >= 100 for lines in found)
+    items = [line.split() for lines in found for line in lines]
+    assert sorted((int(label), bytes.fromhex(image)) for label, image in items) == sorted(expected(large))
+
+
 @pytest.mark.parametrize("consumers", [2, 7, 50])
 def test_consumers_share_the_images(release: str, large: ImageSet, consumers: int) -> None:
     stream: Stream = open_release(release).stream(seed=3).stream
