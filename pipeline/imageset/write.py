@@ -144,8 +144,10 @@ def _spool(path: Path, hashes: Path, rows: Iterator[Row], first: Row, schema: pa
         def spool(batch: list[Row]) -> None:
             for row in batch:
                 _check(row, first, classes)
-            encoded = pool.map(png.encode, [row.image for row in batch])
-            contents = pool.map(content_hash, [row.image for row in batch])
+            # A large image alone and in this thread, for each other thread would keep memory for another one.
+            each = pool.map if size > 1 else map
+            encoded = each(png.encode, [row.image for row in batch])
+            contents = each(content_hash, [row.image for row in batch])
             columns: list[Any] = [
                 [{"bytes": data, "path": row.path} for data, row in zip(encoded, batch, strict=True)],
                 [int(row.label) for row in batch],

@@ -69,3 +69,8 @@ def test_larger_images_take_no_more_memory(tmp_path: Path, description, monkeypa
     monkeypatch.setattr("pipeline.imageset.layout._ROW_GROUP_BYTES", 20_000_000)  # as sets are that were made before
     found = peaks(tmp_path, description, 1, each=120, size=1024)  # of 3 MB each
     assert max(found) < 300, found
+
+
+def test_images_larger_than_a_row_group_take_no_more_memory(tmp_path: Path, description) -> None:
+    found = peaks(tmp_path, description, 1, each=8, size=2048)  # of 13 MB each
+    assert max(found) < 300, found
