@@ -57,6 +57,7 @@ def card(
         *_measured(description.measured),
         "## How much of it to mix in",
         *_mixing(description.mixing, f"{place}/{name}@{version}"),
+        *_filling(description.filling),
         "## Loading it",
         'With `datasets`, from the folder itself (`data_files="*.parquet"` would put all splits into `train`):',
         f'```python\nfrom datasets import load_dataset\n\nimages = load_dataset("./{name}", split="train")\n```',
@@ -89,8 +90,7 @@ def _measured(metrics: Iterable[Metric]) -> Iterator[str]:
 
 def _mixing(advice: Sequence[Advice], release: str) -> Iterator[str]:
     """A table of the parts that validation images favour, and how to have one of them."""
-    rows = [[each.real, f"{100 * each.share:.3g} %" if each.share else "none"] for each in advice]
-    yield _table(["real images that the classifier has", "synthetic part of the images shown to it"], rows)
+    yield _table(["real images that the classifier has", "synthetic part of the images shown to it"], _shares(advice))
     yield "*The part that was best on validation images; none where they show no gain over real images, seen as often.*"
     if share := next((each.share for each in advice if each.share), None):
         yield (
@@ -98,6 +98,21 @@ def _mixing(advice: Sequence[Advice], release: str) -> Iterator[str]:
             "```python\nfrom pipeline.delivery import mix, open_release\n\n"
             f'images = mix(real, open_release("{release}").dataset(), {share:g})\n```'
         )
+
+
+def _filling(advice: Sequence[Advice]) -> Iterator[str]:
+    """A table of the parts that rare classes are best filled up with, where some are rare."""
+    if advice:
+        yield _table(["real images that the classifier has", "synthetic part of a rare class"], _shares(advice))
+        yield (
+            "*Filling up: all classes are shown equally often, and of a class as good as without real images this part "
+            "is synthetic; of one with n of the m images of the largest class, 1 − n/m of it. The part that was best "
+            "on validation images; none where they show no gain over oversampling.*"
+        )
+
+
+def _shares(advice: Sequence[Advice]) -> list[list[str]]:
+    return [[each.real, f"{100 * each.share:.3g} %" if each.share else "none"] for each in advice]
 
 
 def _header(images: ImageSet, features: Mapping[str, Any], description: Description) -> dict[str, Any]:

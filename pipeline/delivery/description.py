@@ -44,7 +44,10 @@ class Lineage:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """Texts are plain Markdown, one paragraph each; `grid` is a PNG of samples."""
+    """Texts are plain Markdown, one paragraph each; `grid` is a PNG of samples.
+
+    `filling` is advice on filling up rare classes: its shares are of a class as good as without real images.
+    """
 
     title: str
     licence: str
@@ -56,3 +59,4 @@ class Description:
     how_made: str
     grid: bytes
     lineage: Lineage
+    filling: tuple[Advice, ...] = ()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +14,51 @@ from numpy.typing import NDArray
 
 from pipeline import paths
 from pipeline.delivery.description import Advice, Description, Lineage, Metric
+from pipeline.delivery.outputs import (
+    AGAIN,
+    LOCK,
+    REPORTS,
+    lineage_of,
+    listed,
+    protocols,
+    read_output,
+    read_report,
+    read_stages,
+)
 from pipeline.delivery.pointer import LATEST
 from pipeline.delivery.release import Published, publish
 from pipeline.delivery.stores import Store, open_store
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet, png
-from pipeline.params import Document
 
-_LOCK = Path("dvc.lock")
-_REPORTS = {
-    "augment": paths.SYNTHETIC / "report.json",
-    "evaluation/model": paths.EVALUATION / "model" / "metrics.json",
-    "evaluation/synthetic": paths.EVALUATION / "synthetic" / "metrics.json",
-    "model": paths.MODEL / "model.json",
-    "utility/utility": paths.UTILITY / "utility.json",
-    "validation/real": paths.VALIDATION / "real" / "report.json",
-    "validation/synthetic": paths.VALIDATION / "synthetic" / "report.json",
-}
 _MEASURED = {
     "fidelity.fid": "FID, lower is better",
     "floor.fid": "FID of real training images in the place of this set",
     "fidelity.precision": "precision: looks real",
     "fidelity.recall": "recall: covers the real images",
+    "fidelity.coverage": "coverage: real images with one near by",
     "agreement.mean": "judges see the class that was asked for",
     "agreement.worst_class": "… in the worst class",
     "judges.held_out_accuracy": "judges see the class of held-out real images",
+    "modes.classes_covered": "classes with at least a tenth of their real share",
+    "modes.kl_from_real": "KL divergence of the shares of the classes from the real ones, nats",
+    "modes_floor.kl_from_real": "… of as many real labels drawn at random",
     "modes.pixel_spread": "spread of pixels within a class, as a part of the real one",
-    "memorization.nearer_than_percentile_1": "nearer to a training image than 99 % of held-out real images are",
+    "memorization.nearer_than_median": "nearer to a training image than half of held-out real images are",
+    "memorization.nearer_than_percentile_1": "… than 99 % of them are",
     "memorization.copies": "exact copies of training images",
+    "memorization_features.nearer_than_median": "in features nearer to a training image than half of held-out ones are",
+    "memorization_features.nearer_than_percentile_1": "… than 99 % of them are",
 }
-_RARE_BASELINES = {
-    "real_long": "these only, seen as often",
-    "oversampled": "these only, rare classes oversampled",
-    "weighted": "these only, losses weighted by class",
+RARE_ARMS = {  # how rare classes are dealt with, as utility.json names it
+    "filled": "rare classes filled up",
+    "real": "real images only",
+    "real_long": "real images only, seen as often",
+    "oversampled": "real images only, rare classes oversampled",
+    "weighted": "real images only, losses weighted by class",
 }
 _GRID_CLASSES, _GRID_COLUMNS, _GRID_CELL = 20, 10, 48
-_AGAIN = "needed what all stages wrote, run 'dvc repro' first"
+_NAMED = 5  # classes in a sentence
 
 
 def publish_workspace(
@@ -71,33 +78,22 @@ def publish_workspace(
     The params of the version are those that dvc.lock has of each stage, not what params.yaml has become since. Raises
     UserError when outputs are missing or have changed since another stage read them, FailedError when the set harms.
     """
-    documents = {f"{title}.json": read_output(workspace / path) for title, path in _REPORTS.items()}
-    documents[_LOCK.name] = read_output(workspace / _LOCK)
+    documents = {f"{title}.json": read_output(workspace / path) for title, path in REPORTS.items()}
+    documents[LOCK.name] = read_output(workspace / LOCK)
     weights = read_output(workspace / paths.MODEL / "weights.safetensors")
-    stages = Document.load(workspace / _LOCK).mapping("stages")
     images = ImageSet.open(workspace / paths.SYNTHETIC / paths.IMAGESET)
-    reports = {title: parse_report(documents[f"{title}.json"], workspace / path) for title, path in _REPORTS.items()}
+    reports = {title: read_report(workspace, path) for title, path in REPORTS.items()}
     model = hashlib.sha256(weights + documents["model.json"]).hexdigest()
     if (images.generator or {}).get("model_sha256") != model:
-        raise UserError(f"{images.root}: was drawn by another model than {workspace / paths.MODEL}; {_AGAIN}")
-    _check_inputs(workspace, stages)
+        raise UserError(f"{images.root}: was drawn by another model than {workspace / paths.MODEL}; {AGAIN}")
+    _check_inputs(workspace, read_stages(workspace))
     if harms(reports["utility/utility"]) and not harmful:
         raise FailedError(
             f"{name}: is not published, as it harms. {headline(reports['utility/utility'])} Needed a better set, or "
             "publish.harmful: true, here 'forgeline publish --harmful', to publish it with these words"
         )
-    lineage = Lineage(
-        model=model,
-        params=_params(stages),
-        seed=reports["augment"]["params"]["seed"],
-        data_fingerprint=reports["model"]["data_fingerprint"],
-        dvc_lock=hashlib.sha256(documents[_LOCK.name]).hexdigest(),
-        git_commit=_git_commit(workspace),
-        metrics={title: reports[title] for title in ("evaluation/model", "evaluation/synthetic", "utility/utility")},
-        validation={title: reports[title] for title in ("validation/real", "validation/synthetic")},
-    )
     store = open_workspace_store(workspace, url)
-    description = _describe(name, images, reports, lineage)
+    description = _describe(name, images, reports, lineage_of(workspace, images, reports))
     return publish(
         store, name, images.root, description=description, documents=documents, key=key, channel=channel, why=why
     )
@@ -108,25 +104,6 @@ def open_workspace_store(workspace: Path, url: str) -> Store:
     return open_store(url if "://" in url else str(workspace / url))
 
 
-def read_output(path: Path) -> bytes:
-    """What a stage wrote. Raises UserError where it is not there."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: is not there; {_AGAIN}") from None
-
-
-def parse_report(data: bytes, path: Path) -> dict[str, Any]:
-    """The JSON object in `data`, which are of `path`. Raises UserError where they are none."""
-    try:
-        content = json.loads(data, parse_constant=lambda word: None)  # a NaN is nothing that was measured
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is not a JSON object; {_AGAIN}")
-    return content
-
-
 def _check_inputs(workspace: Path, stages: Mapping[str, Any]) -> None:
     """Raise UserError when a stage read another output of an earlier one than is there now; told by the size."""
     for name, stage in stages.items():
@@ -135,32 +112,8 @@ def _check_inputs(workspace: Path, stages: Mapping[str, Any]) -> None:
             if not Path(dependency["path"]).is_relative_to(paths.OUT):
                 continue
             files = path.rglob("*") if path.is_dir() else [path]
-            if sum(file.stat().st_size for file in files if file.is_file()) != dependency["size"]:
-                raise UserError(f"{path}: is not what stage '{name}' has read; {_AGAIN}")
-
-
-def _params(stages: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key: value, of every stage as it ran."""
-    return {
-        key: value
-        for stage in stages.values()
-        for values in stage.get("params", {}).values()
-        for key, value in values.items()
-    }
-
-
-def _git_commit(workspace: Path) -> str | None:
-    """HEAD, with `-dirty` where other files than dvc.lock differ from it; None where git does not know."""
-
-    def git(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", "-C", str(workspace), *words], capture_output=True, text=True)
-
-    try:
-        head = git("rev-parse", "--verify", "HEAD")
-        clean = git("diff", "--quiet", "HEAD", "--", ".", f":(exclude){_LOCK}")
-    except FileNotFoundError:
-        return None
-    return None if head.returncode else head.stdout.strip() + ("" if clean.returncode == 0 else "-dirty")
+            if sum(file.stat().st_size for file in files if file.is_file()) != dependency.get("size"):
+                raise UserError(f"{path}: is not what stage '{name}' has read; {AGAIN}")
 
 
 def _describe(name: str, images: ImageSet, reports: Mapping[str, Mapping[str, Any]], lineage: Lineage) -> Description:
@@ -168,20 +121,17 @@ def _describe(name: str, images: ImageSet, reports: Mapping[str, Mapping[str, An
     dropped = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in augment["dropped"].items())
     model = reports["model"]
     return Description(
-        title=f"{name.replace('-', ' ').replace('_', ' ').capitalize()}: synthetic images",
+        title=titled(name),
         licence=str(images.source.get("licence") or "unknown"),
         source=str(images.source.get("description", "")),
         verdict=("Published although it harms. " if harms(utility) else "") + headline(utility),
         measured=(*_gains(utility), *_measures(reports["evaluation/synthetic"])),
-        mixing=tuple(
-            Advice(
-                real=f"{row['real_images']:,} ({row['data']}), {row['protocol']}",
-                share=row["advised_share"],
-            )
-            for row in utility["rows"]
+        mixing=tuple(Advice(real=_whose(row), share=row["advised_share"]) for row in utility["rows"]),
+        filling=tuple(
+            Advice(real=_whose(row), share=row["rare"]["advised_share"]) for row in utility["rows"] if "rare" in row
         ),
         not_good_for=(
-            *(["Training a classifier: one was measured to be worse with this set."] if harms(utility) else []),
+            *_measured_to_harm(utility),
             "Measuring a classifier: only real images tell how good it is.",
             f"What the real images do not show: there are {len(images.classes)} classes of {images.image_size}×"
             f"{images.image_size} images here, and a rare case that the real ones lack is not among them.",
@@ -195,6 +145,11 @@ def _describe(name: str, images: ImageSet, reports: Mapping[str, Mapping[str, An
         grid=_grid(images),
         lineage=lineage,
     )
+
+
+def titled(name: str) -> str:
+    """What the set of this name is called in a heading."""
+    return f"{name.replace('-', ' ').replace('_', ' ').capitalize()}: synthetic images"
 
 
 def drawn(images: ImageSet, count: int) -> str:
@@ -222,17 +177,79 @@ def harms(utility: Mapping[str, Any]) -> bool:
     return "harms" in verdicts and "helps" not in verdicts
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassGain:
+    """What a class gains in accuracy from the set, in points, with a share of the real images: `row` of utility.json.
+
+    `loses` where the whole interval lies below zero.
+    """
+
+    name: str
+    row: Mapping[str, Any]
+    gain: Mapping[str, float]
+
+    @property
+    def loses(self) -> bool:
+        return self.gain["high"] < 0
+
+
+def class_gains(utility: Mapping[str, Any]) -> list[ClassGain]:
+    """Of each class the share with which it fares worst, those that lose first; then by how little they gain."""
+
+    def rank(each: ClassGain) -> tuple[bool, float]:
+        return not each.loses, each.gain["mean"]
+
+    worst: dict[str, ClassGain] = {}
+    for row in utility["rows"]:
+        for name, gain in row["class_gain_over_real_long"].items():
+            if gain is not None:  # a class without test images
+                here = ClassGain(name=name, row=row, gain=gain)
+                worst[name] = min(worst.get(name, here), here, key=rank)
+    return sorted(worst.values(), key=rank)
+
+
 def headline(utility: Mapping[str, Any]) -> str:
     """The verdict of utility.json in one sentence for each question."""
     rows = utility["rows"]
     words = f"Added to real images, this set {_by_share((row['verdict'], row) for row in rows)}."
     if rare := [row for row in rows if "rare" in row]:
-        names = list(rare[0]["rare"]["images"])
-        shown = _listed(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        shown = _few(list(rare[0]["rare"]["images"]))
         filled = _by_share((row["rare"]["verdict"], row) for row in rare)
         words += f" Filling up the rare classes ({shown}) with it {filled}."
     alone = f"{utility['synthetic_only_accuracy']:.1f} % of real test images"
     return f"{words} Trained on this set alone, a classifier is right on {alone}."
+
+
+def _measured_to_harm(utility: Mapping[str, Any]) -> Iterator[str]:
+    """With which shares of the real images a classifier was worse, and which classes were."""
+    for row in utility["rows"]:
+        with_share = f"with {row['data']} of the real images ({row['protocol']})"
+        if row["verdict"] == "harms":
+            yield f"Training a classifier {with_share}: it was measured to be worse with this set."
+        if "rare" in row and row["rare"]["verdict"] == "harms":
+            yield f"Filling up the rare classes {with_share}: that was measured to harm."
+    if losing := [each for each in class_gains(utility) if each.loses]:
+        told = [f"'{each.name}' ({points(each.gain)} with {each.row['data']} of the real images)" for each in losing]
+        yield (
+            f"Recognizing {_few(told)}: a classifier was measured to do so less often with this set than without, real "
+            "images being seen as often. Each interval stands for itself: none is corrected for how many classes and "
+            "shares there are."
+        )
+
+
+def points(gain: Mapping[str, float]) -> str:
+    """`+1.20 points [+0.80, +1.60]`."""
+    return f"{gain['mean']:+.2f} points [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+
+
+def _few(names: Sequence[str]) -> str:
+    """Names for a sentence, of many the first."""
+    return listed(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _whose(row: Mapping[str, Any]) -> str:
+    """The real images that a classifier has, and by which protocol."""
+    return f"{row['real_images']:,} ({row['data']}), {row['protocol']}"
 
 
 def _by_share(verdicts: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
@@ -240,7 +257,7 @@ def _by_share(verdicts: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
     found: dict[str, list[str]] = {}
     for verdict, row in verdicts:
         found.setdefault(f"{verdict} with {{}} of them ({row['protocol']})", []).append(row["data"])
-    return "; ".join(words.format(_listed(data)) for words, data in found.items())
+    return "; ".join(words.format(listed(data)) for words, data in found.items())
 
 
 def _gains(utility: Mapping[str, Any]) -> Iterator[Metric]:
@@ -251,34 +268,32 @@ def _gains(utility: Mapping[str, Any]) -> Iterator[Metric]:
             gain = row[key]
             yield Metric(
                 name=f"gain with {row['data']} of the real images ({row['real_images']:,}) over these {over}",
-                value=f"{gain['mean']:+.2f} points [{gain['low']:+.2f}, {gain['high']:+.2f}]",
+                value=points(gain),
                 protocol=" ".join(protocol),
             )
         if rare := row.get("rare"):
-            told = ("filled:", *(f"{arm}:" for arm in _RARE_BASELINES), "Rare")
+            told = ("filled:", "oversampled:", "weighted:", "Rare")
             protocol += [line for line in utility["protocol"] if line.startswith(told)]
-            for arm, over in _RARE_BASELINES.items():
-                gain = rare["recall_gain"][arm]
-                yield Metric(
-                    name=f"recall of rare classes filled up, with {row['data']} of the real images, over {over}",
-                    value=f"{gain['mean']:+.2f} points [{gain['low']:+.2f}, {gain['high']:+.2f}]",
-                    protocol=" ".join(protocol),
-                )
+            measures = {"recall": "recall of rare classes", "balanced_accuracy": "balanced accuracy"}
+            for measure, title in measures.items():
+                for arm, words in RARE_ARMS.items():
+                    level, gain = rare[measure][arm], rare[f"{measure}_gain"].get(arm)
+                    over = f"; filling up gains {points(gain)} over it" if gain else ""
+                    yield Metric(
+                        name=f"{title} with {row['data']} of the real images, {words}",
+                        value=f"{level['mean']:.2f} % [{level['low']:.2f}, {level['high']:.2f}]{over}",
+                        protocol=" ".join(protocol),
+                    )
 
 
 def _measures(metrics: Mapping[str, Any]) -> Iterator[Metric]:
-    for block in metrics["protocol"]:
-        texts = {key: value if isinstance(value, str) else _listed(value) for key, value in block.items()}
-        protocol = "; ".join(f"{key.replace('_', ' ')}: {text}" for key, text in texts.items() if key != "measures")
+    for blocks, said in protocols(metrics):
+        protocol = "; ".join(f"{key}: {text}" for key, text in said.items())
         for dotted, title in _MEASURED.items():
             section, _, key = dotted.partition(".")
-            if section in block["measures"] and key in metrics.get(section, {}):
-                short = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", protocol)
-                yield Metric(name=title, value=f"{metrics[section][key]:.4g}", protocol=short)
-
-
-def _listed(items: Iterable[object] | int) -> str:
-    return ", ".join(map(str, items)) if isinstance(items, Iterable) else str(items)
+            value = metrics.get(section, {}).get(key)
+            if section in blocks and value is not None:
+                yield Metric(name=title, value=f"{value:.4g}", protocol=protocol)
 
 
 def _grid(images: ImageSet) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from pipeline import paths
+from pipeline.delivery.outputs import protocols
 
 _MEASURES: dict[
     str, tuple[str, str, str | float | None]
@@ -22,18 +23,26 @@ _MEASURES: dict[
     "per_class.worst_precision": ("… in the worst class", "{:.1%}", "per_class_floor.worst_precision"),
     "fidelity.recall": ("recall", "{:.1%}", "floor.recall"),
     "per_class.worst_recall": ("… in the worst class", "{:.1%}", "per_class_floor.worst_recall"),
+    "fidelity.density": ("density", "{:.2f}", "floor.density"),
     "fidelity.coverage": ("coverage", "{:.1%}", "floor.coverage"),
     "cycle.error": ("there and back: mean error, of 255 levels", "{:.1f}", None),
     "cycle.change": ("… changed by the translation", "{:.1f}", None),
     "agreement.mean": ("judges agree with the label", "{:.2%}", "judges.held_out_accuracy"),
-    "agreement.worst_class": ("… in the worst class", "{:.2%}", None),
+    "agreement.worst_class": ("… in the worst class", "{:.2%}", "judges.held_out_worst_class"),
+    "modes.classes_seen": ("classes with an image", "{:.0f}", "modes_floor.classes_seen"),
+    "modes.classes_covered": ("… with a tenth of their real share", "{:.0f}", "modes_floor.classes_covered"),
+    "modes.kl_from_real": ("KL of the classes' shares from real", "{:.4f}", "modes_floor.kl_from_real"),
     "per_class.worst_diversity": ("diversity of the least diverse class", "{:.2f}", "per_class_floor.worst_diversity"),
     "modes.pixel_spread": ("spread of pixels, against real", "{:.2f}", 1),
     "memorization.nearer_than_median": ("nearer to training than half of held-out", "{:.1%}", 0.5),
     "memorization.nearer_than_percentile_1": ("… than 99 % of held-out", "{:.1%}", 0.01),
-    "memorization_features.nearer_than_percentile_1": ("… in features", "{:.1%}", 0.01),
     "memorization.copies": ("copies of training images", "{}", 0),
+    "memorization_features.nearer_than_median": ("in features nearer than half of held-out", "{:.1%}", 0.5),
+    "memorization_features.nearer_than_percentile_1": ("… than 99 % of held-out", "{:.1%}", 0.01),
+    "parzen.log_likelihood": ("Parzen log-likelihood, nats: historical", "{:.1f}", "parzen_real.log_likelihood"),
 }
+_ERRORS = {"parzen.log_likelihood": "parzen.standard_error"}  # where they do not stand in the block's own `_spread`
+_SHORT = ("extractor", "judges", "distance", "library")
 
 
 def summary(workspace: Path) -> list[Table]:
@@ -51,10 +60,11 @@ def measures(model: dict[str, Any], release: dict[str, Any]) -> Iterator[tuple[s
     for name, (title, form, real) in (_MEASURES | _of_others(model) | _of_others(release)).items():
         values = [_at(metrics, name) for metrics in (model, release)]
         if any(value is not None for value in values):
-            values.append(_at(release or model, real) if isinstance(real, str) else real)
+            of_real = (_at(metrics, real) if isinstance(real, str) else real for metrics in (release, model))
+            values.append(next((value for value in of_real if value is not None), None))
             unfiltered, released, expected = ("" if value is None else form.format(value) for value in values)
             block, _, key = name.partition(".")
-            errors = [_at(metrics, f"{block}_spread.{key}") for metrics in (model, release)]
+            errors = [_at(metrics, _ERRORS.get(name, f"{block}_spread.{key}")) for metrics in (model, release)]
             unfiltered, released = (
                 f"{text}{'' if error is None else '±' + form.format(error)}"
                 for text, error in zip((unfiltered, released), errors, strict=True)
@@ -74,21 +84,20 @@ def _of_others(metrics: dict[str, Any]) -> dict[str, tuple[str, str, str | float
     }
 
 
-def protocol(metrics: dict[str, Any]) -> list[str]:
-    """How the numbers of a metrics.json were measured, a line for each protocol."""
-    lines = []
-    for entry in metrics.get("protocol", []):
-        line = f"{', '.join(entry['measures'])}: {entry['generated']}, against {entry['real']}"
-        more = [entry[key] for key in ("extractor", "judges", "distance", "spread", "library") if key in entry]
-        lines.append("; ".join([line, *more]))
-    return lines
+def _protocol(metrics: dict[str, Any]) -> Iterator[str]:
+    """How the numbers of a metrics.json were measured, a line for each protocol, as short as a terminal needs it."""
+    for blocks, said in protocols(metrics):
+        line = f"{', '.join(blocks)}: {said['generated']}, against {said['real']}"
+        yield "; ".join([line, *(said[key] for key in _SHORT if key in said)])
 
 
 def _quality(model: dict[str, Any], release: dict[str, Any]) -> Table:
     table = _table("measured", "unfiltered", "release", "real images")
     for cells in measures(model, release):
         table.add_row(*cells)
-    table.caption = "\n".join(protocol(release or model))
+    if lines := list(_protocol(release or model)):
+        whole = "Each protocol in full, that of unfiltered samples too: in the report, and in metrics.json."
+        table.caption = "\n".join([*lines, whole])
     return table
 
 

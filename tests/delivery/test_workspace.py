@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet, Row, write_imageset
 
 INTERVAL = {"mean": 3.21, "low": 1.5, "high": 4.9}
+LEVEL = {"mean": 82, "low": 80, "high": 84}
 
 
 def utility_row(data: str, verdict: str, protocol: str) -> dict[str, Any]:
-    gains = {"gain_over_real": INTERVAL, "gain_over_real_long": INTERVAL}
+    gains = {"gain_over_real": INTERVAL, "gain_over_real_long": INTERVAL, "class_gain_over_real_long": {"b": INTERVAL}}
     return {"data": data, "real_images": 60, "verdict": verdict, "protocol": protocol, "advised_share": 0.3, **gains}
 
 
@@ -28,16 +30,26 @@ REPORTS: dict[str, Any] = {
         "drawn": 50,
         "kept": 36,
         "dropped": {"near_copy": 14},
+        "search": [
+            {"spread": 1.2, "min_confidence": 0.5, "manifold_neighbours": 0, "surprise": None, "chosen": True},
+        ],
         "params": {"seed": 3, "spread": 1.2},
     },
-    "model/model.json": {"family": "conditional", "images_seen": 1000, "data_fingerprint": "cd" * 32},
-    "evaluation/model/metrics.json": {"fidelity": {"fid": 2.0}, "protocol": []},
+    "model/model.json": {
+        "family": "conditional",
+        "images_seen": 1000,
+        "data_fingerprint": "cd" * 32,
+        "selection": {"metric": "fid"},
+    },
+    "evaluation/model/metrics.json": {"fidelity": {"fid": 2.0}, "protocol": [{"measures": ["fidelity"]}]},
     "evaluation/synthetic/metrics.json": {
         "fidelity": {"fid": 1.23456, "kid": float("nan")},
         "agreement": {"mean": 0.99},
+        "modes": {"classes_covered": 3},
+        "memorization": {"copies": 0, "nearer_than_percentile_1": 0.01},
         "protocol": [
             {"measures": ["fidelity"], "generated": "36 images", "extractor_sha256": "ab" * 32, "seed": 2},
-            {"measures": ["agreement"], "judges_sha256": ["cd" * 32, "ef" * 32]},
+            {"measures": ["agreement", "modes"], "judges_sha256": ["cd" * 32, "ef" * 32]},
         ],
     },
     "utility/utility.json": {
@@ -49,8 +61,8 @@ REPORTS: dict[str, Any] = {
         ],
         "protocol": ["same-data: the same.", "shared-generator: more.", "real: an arm.", "Intervals are wide."],
     },
-    "validation/real/report.json": {"success": True},
-    "validation/synthetic/report.json": {"success": True},
+    "validation/real/report.json": {"expectations": {"evaluated": 9, "failed": 0}},
+    "validation/synthetic/report.json": {"expectations": {"evaluated": 9, "failed": 0}},
 }
 
 
@@ -104,6 +116,18 @@ def workspace(tmp_path: Path) -> Path:
     return root
 
 
+def edit(workspace: Path, path: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what a stage wrote."""
+    content = json.loads((workspace / "out" / path).read_bytes())
+    change(content)
+    write(workspace / "out" / path, json.dumps(content).encode())
+
+
+def card(workspace: Path, store: str) -> str:
+    """The card of what is published to a new store."""
+    return (Path(publish_workspace(workspace, store, "digits").url) / "README.md").read_text()
+
+
 def manifest(workspace: Path) -> dict[str, Any]:
     (path,) = workspace.glob("releases/digits/*/manifest.json")
     content: dict[str, Any] = json.loads(path.read_bytes())
@@ -123,7 +147,7 @@ def test_a_workspace_is_published_whole(workspace: Path) -> None:
     }
     assert lineage["seed"] == 3
     assert lineage["metrics"]["evaluation/synthetic"]["fidelity"] == {"fid": 1.23456, "kid": None}
-    assert lineage["validation"]["validation/real"] == {"success": True}
+    assert lineage["validation"]["validation/real"] == {"expectations": {"evaluated": 9, "failed": 0}}
     files = {file["path"] for file in manifest(workspace)["files"]}
     assert files >= {"utility/utility.json", "evaluation/synthetic.json", "validation/real.json", "dvc.lock"}
     assert "weights.safetensors" not in str(files)
@@ -138,6 +162,8 @@ def test_the_card_says_what_was_measured(workspace: Path) -> None:
         "*shared-generator: more. Intervals are wide.*",
         "| FID, lower is better | 1.235 |",
         "*generated: 36 images; extractor sha256: abababababab; seed: 2*",
+        "| classes with at least a tenth of their real share | 3 |",
+        "*judges sha256: cdcdcdcdcdcd, efefefefefef*",
         "near copy 14",
         "| 60 (5 %), shared-generator | 30 % |",
         "CC BY 4.0",
@@ -145,19 +171,58 @@ def test_the_card_says_what_was_measured(workspace: Path) -> None:
         assert words in text, words
 
 
+def rare(verdict: str) -> dict[str, Any]:
+    arms = ("real", "real_long", "oversampled", "weighted")
+    gains, levels = dict.fromkeys(arms, INTERVAL), dict.fromkeys((*arms, "filled"), LEVEL)
+    return {
+        "images": {"c": 4},
+        "verdict": verdict,
+        "advised_share": 0.45,
+        "recall": levels,
+        "recall_gain": gains,
+        "balanced_accuracy": levels,
+        "balanced_accuracy_gain": gains,
+    }
+
+
 def test_the_card_says_what_filling_up_rare_classes_gains(workspace: Path) -> None:
-    utility = json.loads((workspace / "out/utility/utility.json").read_text())
-    gains = dict.fromkeys(("real", "real_long", "oversampled", "weighted"), INTERVAL)
-    utility["rows"][2]["rare"] = {"images": {"c": 4}, "verdict": "helps", "recall_gain": gains}
-    utility["protocol"] += ["filled: filled up.", "weighted: by class.", "Rare is what is rare."]
-    write(workspace / "out/utility/utility.json", json.dumps(utility).encode())
-    text = (Path(publish_workspace(workspace, "releases", "digits").url) / "README.md").read_text()
+    def make_rare(utility: dict[str, Any]) -> None:
+        utility["rows"][2]["rare"] = rare("helps")
+        utility["protocol"] += ["filled: filled up.", "weighted: by class.", "Rare is what is rare."]
+
+    assert "synthetic part of a rare class" not in card(workspace, "without")
+    edit(workspace, "utility/utility.json", make_rare)
+    text = card(workspace, "with")
+    gain = "82.00 % [80.00, 84.00]; filling up gains +3.21 points [+1.50, +4.90] over it |"
     for words in (
         "Filling up the rare classes (c) with it helps with 100 % of them (same-data). Trained",
-        "over these only, losses weighted by class | +3.21 points [+1.50, +4.90] |",
+        "| recall of rare classes with 100 % of the real images, rare classes filled up | 82.00 % [80.00, 84.00] |",
+        f"| recall of rare classes with 100 % of the real images, real images only | {gain}",
+        f"| balanced accuracy with 100 % of the real images, real images only, losses weighted by class | {gain}",
         "filled: filled up. weighted: by class. Rare is what is rare.*",
+        "| synthetic part of a rare class |\n| --- | --- |\n| 60 (100 %), same-data | 45 % |",
+        "none where they show no gain over oversampling.*",
     ):
         assert words in text, words
+
+
+def test_the_card_names_the_shares_that_it_harms_with_and_the_classes_that_lose(workspace: Path) -> None:
+    def harm(utility: dict[str, Any]) -> None:
+        utility["rows"][1] |= {"verdict": "harms", "rare": rare("harms")}
+        loss, unsure = {"mean": -2.5, "low": -4.0, "high": -1.0}, {"mean": -9.0, "low": -20.0, "high": 2.0}
+        utility["rows"][1]["class_gain_over_real_long"] = {"a": unsure, "b": loss, "c": None}
+
+    assert "Recognizing" not in card(workspace, "harmless")
+    edit(workspace, "utility/utility.json", harm)
+    text = card(workspace, "digits")
+    for words in (
+        "- Training a classifier with 10 % of the real images (shared-generator): it was measured to be worse",
+        "- Filling up the rare classes with 10 % of the real images (shared-generator): that was measured to harm.",
+        "- Recognizing 'b' (-2.50 points [-4.00, -1.00] with 10 % of the real images): a classifier was measured to do",
+        "none is corrected for how many classes and shares there are.",
+    ):
+        assert words in text, words
+    assert "'a' (" not in text
 
 
 def test_the_grid_is_of_synthetic_images_only(workspace: Path) -> None:
@@ -188,7 +253,10 @@ def test_a_set_that_harms_is_published_only_when_told_to_and_then_says_so(worksp
     published = publish_workspace(workspace, "releases", "digits", harmful=True)
     card = (Path(published.url) / "README.md").read_text()
     assert "**Published although it harms. Added to real images, this set makes no difference with 10 %" in card
-    assert "- Training a classifier: one was measured to be worse with this set." in card
+    assert (
+        "- Training a classifier with 20 % of the real images (same-data): it was measured to be worse with this set."
+        in card
+    )
     assert manifest(workspace)["verdict"].startswith("Published although it harms.")
 
 
@@ -237,6 +305,25 @@ def test_a_broken_report_is_named(workspace: Path) -> None:
 def test_a_lock_without_stages_is_named(workspace: Path) -> None:
     write(workspace / "dvc.lock", b"schema: '2.0'\nstages:\n")
     with pytest.raises(UserError, match=r"dvc\.lock: stages found nothing, needed a mapping$"):
+        publish_workspace(workspace, "releases", "digits")
+    write(workspace / "dvc.lock", b"stages: {train: null}\n")
+    with pytest.raises(UserError, match=r"dvc\.lock: stages\.train is missing, empty or of another kind; needed what"):
+        publish_workspace(workspace, "releases", "digits")
+
+
+@pytest.mark.parametrize("path", REPORTS)
+def test_a_report_that_says_nothing_is_named(workspace: Path, path: str) -> None:
+    write(workspace / "out" / path, b"{}")
+    with pytest.raises(
+        UserError, match=rf"{path}: \w+ is missing, empty or of another kind; needed what all stages wrote"
+    ):
+        publish_workspace(workspace, "releases", "digits")
+    assert not (workspace / "releases").exists()
+
+
+def test_what_an_older_stage_did_not_write_is_named(workspace: Path) -> None:
+    edit(workspace, "utility/utility.json", lambda utility: utility["rows"][1].pop("advised_share"))
+    with pytest.raises(UserError, match=r"utility\.json: rows\[1\]\.advised_share is missing, empty or of another"):
         publish_workspace(workspace, "releases", "digits")
 
 

@@ -27,17 +27,18 @@ from pipeline.imageset import Row, write_imageset
 
 REASON = "fidelity.fid: 0.9, needed not worse than 0.1 of toy@ab by more than 0.01"
 INTERVAL = {"mean": -3.0, "low": -4.0, "high": -2.0}
+SEARCH = [{"spread": 1.0, "min_confidence": 0.5, "manifold_neighbours": 0, "surprise": None, "chosen": True}]
 REPORTS: dict[str, Any] = {
-    "synthetic/report.json": {"drawn": 9, "kept": 9, "dropped": {}, "params": {"seed": 3, "spread": 1.0}},
+    "synthetic/report.json": {"drawn": 9, "kept": 9, "dropped": {}, "search": SEARCH, "params": {"seed": 3}},
     "model/model.json": {
         "family": "conditional",
         "images_seen": 1000,
         "data_fingerprint": "cd" * 32,
         "selection": {"metric": "fid"},
     },
-    "evaluation/model/metrics.json": {"protocol": []},
+    "evaluation/model/metrics.json": {"protocol": [{"measures": ["fidelity"]}]},
     "evaluation/synthetic/metrics.json": {
-        "protocol": [],
+        "protocol": [{"measures": ["memorization"]}],
         "memorization": {"copies": 0, "nearer_than_percentile_1": 0.01},
     },
     "utility/utility.json": {

@@ -57,6 +57,7 @@ def test_says_what_was_measured_and_how(tmp_path: Path) -> None:
     assert "shared-generator: it saw more. real only: as many images seen as with this set." in flat
     assert "same-data" not in flat  # no row is of that protocol
     assert "recall" not in flat
+    assert "Each protocol in full, that of unfiltered samples too: in the report" in flat
 
 
 def test_what_resamples_spread_stands_beside_the_measure(tmp_path: Path) -> None:
@@ -80,3 +81,29 @@ def test_another_extractor_is_named_with_its_layer(tmp_path: Path) -> None:
 
 def test_without_measurements_there_are_no_rows(tmp_path: Path) -> None:
     assert summary(tmp_path) == []
+
+
+def test_the_modes_stand_beside_those_of_real_labels(tmp_path: Path) -> None:
+    modes = {"classes_seen": 9, "classes_covered": 8, "kl_from_real": 0.125}
+    floor = {"classes_seen": 10, "classes_covered": 10, "kl_from_real": 0.0625}
+    metrics = {"modes": modes, "modes_floor": floor, "fidelity": {"density": 0.75}, "floor": {"density": 1.25}}
+    metrics["memorization_features"] = {"nearer_than_median": 0.625, "nearer_than_percentile_1": 0.025}
+    write(tmp_path / paths.EVALUATION / "synthetic" / "metrics.json", metrics)
+    flat = " ".join(printed(tmp_path).split())
+    for said in (
+        "density 0.75 1.25",
+        "classes with an image 9 10",
+        "with a tenth of their real share 8 10",
+        "KL of the classes' shares from real 0.1250 0.0625",
+        "in features nearer than half of held-out 62.5% 50.0%",
+        "… than 99 % of held-out 2.5% 1.0%",
+    ):
+        assert said in flat, said
+
+
+def test_the_parzen_likelihood_is_marked_and_beside_that_of_real_images(tmp_path: Path) -> None:
+    likelihood = {"log_likelihood": 225.0, "standard_error": 2.5, "sigma": 0.1}
+    measured = {"parzen": likelihood, "parzen_real": {"log_likelihood": 240.0}}
+    write(tmp_path / paths.EVALUATION / "model" / "metrics.json", measured)
+    write(tmp_path / paths.EVALUATION / "synthetic" / "metrics.json", {"fidelity": {"fid": 0.0375}})
+    assert "Parzen log-likelihood, nats: historical 225.0±2.5 240.0" in " ".join(printed(tmp_path).split())
