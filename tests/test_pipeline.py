@@ -124,7 +124,7 @@ def test_dvc_shows_numbers_changes_and_plots(workspace: Workspace) -> None:
     workspace.set("train.seed", 0)
     plots = json.loads(workspace.run("dvc", "plots", "show", "--json", errors=subprocess.DEVNULL))
     assert "errors" not in plots
-    curves = {"losses", "game", "confusion", "utility", "choices"}
+    curves = {"losses", "game", "confusion", "agreement", "utility", "choices"}
     assert set(plots["data"]) >= curves | {f"out/utility/figures/{name}.png" for name in ("utility", "choices")}
     assert all(plots["data"].values())
     page = workspace.run("dvc", "plots", "show").split("file://")[-1].strip()

@@ -166,6 +166,7 @@ def test_the_verdict_comes_first_and_every_number_is_there(workspace: Path) -> N
     for said in (
         "right on 98.9 % of real test images",
         "5 % (1,234) helps +3.25 [+2.50, +4.00] +3.25 [+2.50, +4.00] 70 % shared-generator",
+        "with 95 % intervals; each stands for itself, none is corrected for how many comparisons there are.",
         "FID, in-domain features 0.0625 0.0375",
         "2.1 % is nearer to a training image",
         "drew 11 samples; 6 were kept (dropped: near copy 5)",
