@@ -138,7 +138,7 @@ def _tells_of_no_worker(pool: UUID, block: UUID, seconds: int) -> AutomationCore
         trigger=EventTrigger(
             match=ResourceSpecification({"prefect.resource.id": f"prefect.work-pool.{pool}"}),
             after={"prefect.work-pool.not-ready"},
-            expect={"prefect.work-pool.ready"},
+            expect={"prefect.work-pool.ready", "prefect.work-pool.not-ready"},  # the time begins anew with each loss
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,

@@ -217,6 +217,21 @@ def test_up_again_changes_nothing_but_what_params_yaml_says_by_now(machine: Mach
     assert [each.active for each in again.schedules] == [False]
 
 
+def test_it_is_told_when_the_last_worker_is_gone(machine: Machine, client: SyncPrefectClient, hook: Hook) -> None:
+    """Before any `down`: a server that was started anew waits minutes for the event before this one, which it had."""
+    machine.environment["FORGELINE_WEBHOOK"] = hook.url
+    machine.forgeline("up")
+    del machine.environment["FORGELINE_WEBHOOK"]
+    (told,) = client.read_automations_by_name("forgeline: failed")
+    deployment = client.read_deployment_by_name("retrain/nightly").id
+    automate(client, [deployment], told.actions[0].block_document_id, no_worker_seconds=10)
+    worker = machine.processes()["worker"]
+    assert worker is not None
+    worker.kill()
+    assert hook.told("'forgeline up' starts one").startswith("Forgeline: no worker\n")
+    assert "worker: started" in machine.forgeline("up")
+
+
 def test_late_runs_do_not_pile_up(machine: Machine, client: SyncPrefectClient) -> None:
     (machine.folder / "wait").touch()
     deployment = client.read_deployment_by_name("retrain/nightly")
@@ -389,24 +404,18 @@ def test_a_run_that_is_cancelled_ends_its_remote_stage_too(
     machine.forgeline("up")
 
 
-@pytest.fixture
-def impatient(machine: Machine, client: SyncPrefectClient) -> None:
-    """The automations as `up` makes them where there are remote stages, but for how long they wait."""
+def test_a_run_that_is_silent_is_ended_and_told_of(machine: Machine, client: SyncPrefectClient, hook: Hook) -> None:
+    """One of a stage that was handed over is ended too; who waited for it tells."""
     machine.set({"remote_stages": ["one"]})
     machine.forgeline("up")
-    (told,) = client.read_automations_by_name("forgeline: failed")
-    block = told.actions[0].block_document_id
-    deployments = [client.read_deployment_by_name(name).id for name in ("retrain/nightly", REMOTE_DEPLOYMENT)]
+    names = ("retrain/nightly", REMOTE_DEPLOYMENT)
+    deployments = [client.read_deployment_by_name(name).id for name in names]
     (silent,) = client.read_automations_by_name("forgeline: silent")
-    assert [str(each) in str(silent.trigger.match_related) for each in deployments] == [True, True]
-    automate(client, deployments, block, silent_seconds=10, no_worker_seconds=10)
-
-
-@pytest.mark.usefixtures("impatient")
-def test_a_run_that_is_silent_is_ended_and_told_of(client: SyncPrefectClient, hook: Hook) -> None:
+    assert [str(each) in str(silent.trigger) for each in deployments] == [True, True]
+    (told,) = client.read_automations_by_name("forgeline: failed")
+    automate(client, deployments, told.actions[0].block_document_id, silent_seconds=10)
     runs = []
-    for name in ("retrain/nightly", REMOTE_DEPLOYMENT):
-        deployment = client.read_deployment_by_name(name).id
+    for name, deployment in zip(names, deployments, strict=True):
         parameters = {} if name == "retrain/nightly" else dict.fromkeys(STAGE_PARAMETERS, "")
         run = client.create_flow_run_from_deployment(deployment, state=Running(), parameters=parameters)
         emit_event(  # as the last sign of life of a machine that is then gone
@@ -425,14 +434,6 @@ def test_a_run_that_is_silent_is_ended_and_told_of(client: SyncPrefectClient, ho
 
 
 STAGE_PARAMETERS = ("stage", "repository", "commit", "folder", "params", "lock")
-
-
-@pytest.mark.usefixtures("impatient")
-def test_it_is_told_when_the_last_worker_is_gone(machine: Machine, hook: Hook) -> None:
-    worker = machine.processes()["worker"]
-    assert worker is not None
-    worker.kill()
-    assert hook.told("'forgeline up' starts one").startswith("Forgeline: no worker\n")
 
 
 def test_the_address_of_the_webhook_is_in_no_log_and_not_readable_in_the_database(machine: Machine, hook: Hook) -> None:
