@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,10 @@ def study(workspace: Path, shares: Sequence[float], seeds: int) -> tuple[list[di
     read_stages(workspace)
     source = _absolute_source(Document.load(workspace / paths.PARAMS))
     rows, failed = [], []
-    for number, share in enumerate(sorted(set(shares)), start=1):
+    shares = sorted(set(shares))
+    for number, share in enumerate(shares, start=1):
         name = f"same-data-{share:g}"
-        print(f"study: experiment {number} of {len(set(shares))}, {name}", flush=True)
+        print(f"study: experiment {number} of {len(shares)}, {name}", flush=True)
         settings = {"ingest.train_fraction": share, "utility.fractions": "[1.0]", "utility.seeds": seeds, **source}
         if _experiment_ends_well(workspace, name, settings):
             found = dvc.api.read(str(paths.UTILITY / "utility.json"), repo=str(workspace), rev=name)
@@ -61,10 +63,7 @@ def study(workspace: Path, shares: Sequence[float], seeds: int) -> tuple[list[di
 
 def _experiment_ends_well(workspace: Path, name: str, settings: Mapping[str, object]) -> bool:
     """Run it in a copy of the workspace, whose own files stay as they are. It says itself why it fails."""
-    listed = subprocess.run(
-        [sys.executable, "-m", "dvc", "exp", "list", "--name-only"], cwd=workspace, capture_output=True, text=True
-    )
-    if name in listed.stdout.split():
+    with suppress(FailedError):  # there is none yet
         run_dvc(workspace, "exp", "remove", name)
     words = [f"--set-param=++{key}={value}" for key, value in settings.items()]
     command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name, *words, "utility"]

@@ -215,7 +215,7 @@ def _who_does_them(client: SyncPrefectClient, url: str) -> str:
     if names := online(client, REMOTE_POOL):
         return f"by the worker {', '.join(names)}"
     server = urlsplit(url)
-    how = f"as soon as a worker is there: PREFECT_API_URL={url} prefect worker start --pool {REMOTE_POOL}"
+    how = f"as soon as a worker is there: PREFECT_API_URL={url} python -m flows.work --pool {REMOTE_POOL}"
     if server.hostname not in ("127.0.0.1", "localhost"):
         return how
     port = server.port or 80

@@ -356,6 +356,7 @@ def report() -> None:
 def doctor() -> None:
     """What is missing on this machine, in params.yaml, at the store or the server, and how to mend it."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from pipeline.doctor import checks
@@ -367,7 +368,8 @@ def doctor() -> None:
     table.add_column(overflow="fold")
     marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "missing": "[red]missing[/]"}
     for check in found:
-        table.add_row(check.name, marks[check.status], f"{check.found}\n→ {check.mend}" if check.mend else check.found)
+        said = f"{check.found}\n→ {check.mend}" if check.mend else check.found
+        table.add_row(check.name, marks[check.status], escape(said))  # of which [train] would be taken for a style
     Console().print(table)
     if any(check.status == "missing" for check in found):
         sys.exit(1)

@@ -390,9 +390,9 @@ def _release(text: str) -> tuple[int, ...]:
 def _workers(workspace: Path, api: str | None) -> Finding:
     if not api:
         return "ok", "none is needed; 'forgeline up' starts one for scheduled runs", ""
-    found = [_workers_of(POOL, api, "start one with 'forgeline up', or 'prefect worker start --pool forgeline'")]
+    found = [_workers_of(POOL, api, "start one with 'forgeline up', or 'python -m flows.work --pool forgeline'")]
     if _remote_stages(workspace):
-        mend = f"'prefect worker start --pool {REMOTE_POOL}' on a machine that has a GPU"
+        mend = f"'python -m flows.work --pool {REMOTE_POOL}' on a machine that has a GPU"
         found.append(_workers_of(REMOTE_POOL, api, mend))
     return _worst(found)
 

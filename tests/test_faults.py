@@ -11,22 +11,20 @@ import os
 import re
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from bench.repository import scheduled
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from processes import kill_all, wait_for
 
 from flows.up import Standing
 from pipeline import paths
@@ -34,8 +32,6 @@ from pipeline.imageset import Row, write_imageset
 from pipeline.params import Document
 from pipeline.running import UP
 from pipeline.stages import features
-
-T = TypeVar("T")
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_SECONDS = 600  # on a busy machine
@@ -205,7 +201,7 @@ def test_a_machine_that_vanishes_in_a_scheduled_run(tmp_path: Path, monkeypatch:
             wait_for(lambda: ((tmp_path / "pid").exists() and heartbeats(url, run)) or None)
             worker = standing(clone).processes["worker"].find()
             assert worker is not None
-            vanish(worker)
+            kill_all(worker)
             left = clone / ".dvc/tmp/forgeline/runs"
             assert len(list(left.glob("*.lock"))) == 1
 
@@ -245,30 +241,9 @@ def heartbeats(url: str, run: FlowRun) -> int:
         return int(json.load(answer)["total"])
 
 
-def vanish(worker: psutil.Process) -> None:
-    """As when a machine loses its power: nobody of them says a word any more."""
-    worker.suspend()
-    everybody = [*worker.children(recursive=True), worker]
-    for process in everybody:
-        with suppress(psutil.NoSuchProcess):
-            process.suspend()
-    for process in everybody:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(everybody, timeout=60)
-
-
 def ended(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
     def find() -> FlowRun | None:
         found = client.read_flow_run(run.id)
         return found if found.state and found.state.is_final() else None
 
     return wait_for(find)
-
-
-def wait_for(find: Callable[[], T | None]) -> T:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while (found := find()) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-    return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ import servers
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
+from processes import kill_all
 from ruamel.yaml import YAML
 
 from flows import handover
@@ -154,17 +154,6 @@ def machine(folder: Path, prefect_server: str, environment: Mapping[str, str] = 
             yield worker
         finally:
             kill_all(worker)
-
-
-def kill_all(worker: psutil.Process) -> None:
-    """As when a machine loses its power: nobody of them says a word any more."""
-    with suppress(psutil.NoSuchProcess):
-        worker.suspend()
-        everybody = [*worker.children(recursive=True), worker]
-        for process in everybody:
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
-        psutil.wait_procs(everybody, timeout=60)
 
 
 def test_the_outputs_of_another_machine_come_back_as_if_made_here(

@@ -12,13 +12,12 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import psutil
@@ -29,13 +28,12 @@ from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.events import emit_event
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Completed, Running, Scheduled
+from processes import kill_all, wait_for
 
 from flows.telling import automate
 from flows.up import Process, Standing
 from pipeline.doctor import prefect_answers
 from pipeline.running import REMOTE_DEPLOYMENT, REMOTE_POOL, UP
-
-T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 300  # on a busy machine
@@ -160,14 +158,6 @@ def hook() -> Iterator[Hook]:
 def client(machine: Machine) -> Iterator[SyncPrefectClient]:
     with temporary_settings({PREFECT_API_URL: machine.standing().url}), get_client(sync_client=True) as client:
         yield client
-
-
-def wait_for(find: Callable[[], T | None]) -> T:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while (found := find()) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-    return found
 
 
 def ended(client: SyncPrefectClient, run: UUID) -> FlowRun:
@@ -334,11 +324,7 @@ def remote_worker(machine: Machine, command: str, folder: Path) -> Iterator[None
     try:
         yield
     finally:
-        everybody = [worker, *worker.children(recursive=True)]
-        for process in everybody:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(everybody, timeout=60)
+        kill_all(worker)
 
 
 def says_that_it_waits(client: SyncPrefectClient) -> bool:
@@ -383,7 +369,7 @@ def test_a_run_that_is_cancelled_ends_its_remote_stage_too(
     written.unlink()
     (machine.folder / "wait").touch()
     machine.change("echo cancelled > one.txt")
-    command = f"PREFECT_API_URL={machine.standing().url} prefect worker start --pool {REMOTE_POOL}"
+    command = f"PREFECT_API_URL={machine.standing().url} python -m flows.work --pool {REMOTE_POOL}"
     deployment = client.read_deployment_by_name("retrain/nightly")
     with remote_worker(machine, command, tmp_path):
         run = client.create_flow_run_from_deployment(deployment.id)

@@ -22,6 +22,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from processes import kill_all
 
 from flows.graph import read_stages
 from flows.handover import hand_over
@@ -173,11 +174,7 @@ def test_a_machine_that_has_none_of_our_code_clones_it_and_runs_the_stage(
     try:
         assert hand_over(stage, clone, "[2/2] made", lambda _: None).outcome == "ran"
     finally:
-        everybody = [worker, *worker.children(recursive=True)]
-        for process in everybody:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(everybody, timeout=60)
+        kill_all(worker)
     where, said = (clone / "made.txt").read_text().split("\n", 1)
     assert where.startswith(str(elsewhere / "cache"))  # the code of the commit that was handed over
     assert "Usage:" in said
