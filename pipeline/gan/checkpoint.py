@@ -32,7 +32,10 @@ class Checkpoints:
         root.mkdir(parents=True, exist_ok=True)
 
     def save(self, images_seen: int, tree: Tree) -> None:
-        """Write, flush to the disk, then rename: a kill or a power cut at any instant leaves the last one whole."""
+        """Write, flush to the disk, then rename: a kill or a power cut at any instant leaves the last one whole.
+
+        Raises OSError that names the file where there is no room for it.
+        """
         tensors: dict[str, Tensor] = {}
         content = json.dumps(_detach(tree, "", tensors)).encode()
         files = {_TENSORS: safetensors.torch.save(tensors), _TREE: content}
@@ -40,10 +43,7 @@ class Checkpoints:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir()
         for name, data in files.items():
-            with (building / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            _write(building / name, data)
         _sync_folder(building)
         whole = self.root / f"{images_seen:015d}-{_digest(files)}"
         shutil.rmtree(whole, ignore_errors=True)
@@ -99,6 +99,17 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 def _digest(files: dict[str, bytes]) -> str:
     return hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()[:32]
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            error.filename = str(path)  # which only those of `open` name
+            raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import FailedError
+from pipeline.errors import FailedError, of_system
 from pipeline.gan.checkpoint import Checkpoints, Tree, locked
 
 TREE = {
@@ -104,6 +105,20 @@ def test_what_a_killed_writer_left_is_neither_read_nor_in_the_way(tmp_path: Path
     assert checkpoints.load() == {"which": "whole"}
     checkpoints.save(1280, {"which": "next"})
     assert checkpoints.load() == {"which": "next"}
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(640, {"which": "whole"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - its number is what `of_system` reads
+            checkpoints.save(1280, {"weights": torch.zeros(4096)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"while writing {tmp_path}/building/tensors.safetensors" in str(of_system(caught.value))
+    assert checkpoints.load() == {"which": "whole"}
 
 
 def test_one_process_at_a_time_and_a_killed_one_frees_the_lock(tmp_path: Path) -> None:
