@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from pipeline import paths
+from pipeline.delivery.outputs import read_report
 from pipeline.report.page import write_report
 
 SAMPLES = paths.EVALUATION / "synthetic" / "figures" / "samples.png"
@@ -21,7 +21,8 @@ UTILITY = paths.UTILITY / "utility.json"
 def record(workspace: Path) -> None:
     """Create the artifacts `samples`, `metrics` and `utility` of the run, each where there is something to show.
 
-    Where a set was made, the report is written too, a page in the workspace.
+    Where a set was made, the report is written too, a page in the workspace. Raises UserError when what a stage left is
+    damaged, or of an older stage.
     """
     if (samples := workspace / SAMPLES).is_file():
         picture = base64.b64encode(samples.read_bytes()).decode()  # whole: the server need not reach the workspace
@@ -30,8 +31,8 @@ def record(workspace: Path) -> None:
         )
     if metrics := metrics_table(workspace):
         create_table_artifact(metrics, key="metrics", description=", ".join(map(str, METRICS.values())))
-    if (utility := workspace / UTILITY).is_file():
-        rows = utility_table(json.loads(utility.read_bytes()))
+    if (workspace / UTILITY).is_file():
+        rows = utility_table(read_report(workspace, UTILITY))
         create_table_artifact(rows, key="utility", description=str(UTILITY))
     if (workspace / paths.SYNTHETIC / "report.json").is_file():
         write_report(workspace)
@@ -48,7 +49,7 @@ def headlines(workspace: Path) -> list[dict[str, Any]]:
 def metrics_table(workspace: Path) -> list[dict[str, Any]]:
     """A row for each number of the metrics files, by its dotted name, with a column for each file that is there."""
     found = {
-        which: dict(_numbers(json.loads((workspace / path).read_bytes())))
+        which: dict(_numbers(read_report(workspace, path)))
         for which, path in METRICS.items()
         if (workspace / path).is_file()
     }

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from prefect.artifacts import create_table_artifact
 
 from pipeline import paths
 from pipeline.delivery import open_store, pull
+from pipeline.delivery.outputs import read_report
 from pipeline.delivery.pointer import Pointer
 from pipeline.delivery.versions import Version, read_version
 from pipeline.delivery.workspace import harms
-from pipeline.errors import UserError
 from pipeline.imageset import ImageSet
 from pipeline.params import Document
 from pipeline.running import Gate
@@ -68,7 +67,7 @@ class Verdict:
 def judge(workspace: Path, url: str, name: str, gate: Gate, *, harmful: bool) -> Verdict:
     """Judge the set that the stages left in `workspace`, which would become NAME at `url`.
 
-    Raises UserError when a stage has not left its report.
+    Raises UserError when a stage has not left its report, or one that lacks what is needed.
     """
     demands = [*_own(workspace, gate, harmful=harmful)]
     champion = _champion(workspace, url, name)
@@ -88,7 +87,7 @@ def show(verdict: Verdict) -> None:
 
 def _own(workspace: Path, gate: Gate, *, harmful: bool) -> Iterator[Demand]:
     """What the set must reach whatever was published before. One that fails its validation ends the run before this."""
-    utility = _read(workspace / paths.UTILITY / "utility.json")
+    utility = read_report(workspace, paths.UTILITY / "utility.json")
     verdicts = [row["verdict"] for row in utility["rows"]]
     helps = "helps" in verdicts and "harms" not in verdicts
     allowed = gate.utility == "any" or (gate.utility == "harmless" and (harmful or not harms(utility)))
@@ -98,7 +97,7 @@ def _own(workspace: Path, gate: Gate, *, harmful: bool) -> Iterator[Demand]:
         found=", ".join(f"{row['verdict']} with {row['data']}" for row in utility["rows"]),
         holds=allowed or helps,
     )
-    memorization = _read(workspace / paths.EVALUATION / "synthetic" / "metrics.json")["memorization"]
+    memorization = read_report(workspace, paths.EVALUATION / "synthetic" / "metrics.json")["memorization"]
     copies, near = memorization["copies"], memorization["nearer_than_percentile_1"]
     yield Demand(
         what="exact copies of training images",
@@ -197,11 +196,3 @@ def _images(images: ImageSet, split: str) -> Images:
     pixels, labels = images.arrays(split)
     translated = "translated" in (images.generator or {})
     return Images(images=pixels, labels=labels, description=split, translated=translated)
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        content: Mapping[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: is not there; needed what all stages wrote, run 'dvc repro' first") from None
-    return content

@@ -45,13 +45,14 @@ _ROW = {
     "protocol": str,
     "verdict": str,
     "advised_share": _NUMBER,
+    "accuracy": {arm: {"mean": _NUMBER} for arm in ("real_long", "mixed")},
     "gain_over_real": _INTERVAL,
     "gain_over_real_long": _INTERVAL,
     "class_gain_over_real_long": {...: (_INTERVAL, None)},
     "rare?": _RARE,
 }
 _METRICS = {
-    "protocol": [{"measures": [str], ...: (str, [str], *_NUMBER, None)}],
+    "protocol": [{"measures": [str], "generated": str, "real": str, ...: (str, [str], *_NUMBER, None)}],
     "images?": int,
     ...: {...: (*_NUMBER, None)},
 }

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from pipeline import paths
-from pipeline.delivery.outputs import protocols
+from pipeline.delivery.outputs import REPORTS, protocols, read_report
 
 _MEASURES: dict[
     str, tuple[str, str, str | float | None]
@@ -46,9 +44,12 @@ _SHORT = ("extractor", "judges", "distance", "library")
 
 
 def summary(workspace: Path) -> list[Table]:
-    """What the evaluate and utility stages left in `workspace`, for 80 columns; what was not measured is left out."""
-    model, release = (_read(workspace / paths.EVALUATION / which / "metrics.json") for which in ("model", "synthetic"))
-    utility = _read(workspace / paths.UTILITY / "utility.json")
+    """What the evaluate and utility stages left in `workspace`, for 80 columns; what was not measured is left out.
+
+    Raises UserError when what is there is damaged, or of an older stage.
+    """
+    files = (REPORTS[title] for title in ("evaluation/model", "evaluation/synthetic", "utility/utility"))
+    model, release, utility = (read_report(workspace, file) if (workspace / file).is_file() else {} for file in files)
     return [table for table in (_quality(model, release), _usefulness(utility)) if table.row_count]
 
 
@@ -126,10 +127,6 @@ def _table(title: str, *columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     return table
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_bytes())) if path.is_file() else {}
 
 
 def _at(metrics: dict[str, Any], name: str) -> float | None:

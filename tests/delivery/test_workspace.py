@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from reports import ENTRY, ROW
 
 from pipeline.delivery import verify
 from pipeline.delivery.workspace import publish_workspace
@@ -22,7 +23,7 @@ LEVEL = {"mean": 82, "low": 80, "high": 84}
 
 def utility_row(data: str, verdict: str, protocol: str) -> dict[str, Any]:
     gains = {"gain_over_real": INTERVAL, "gain_over_real_long": INTERVAL, "class_gain_over_real_long": {"b": INTERVAL}}
-    return {"data": data, "real_images": 60, "verdict": verdict, "protocol": protocol, "advised_share": 0.3, **gains}
+    return ROW | {"data": data, "verdict": verdict, "protocol": protocol, **gains}
 
 
 REPORTS: dict[str, Any] = {
@@ -41,15 +42,15 @@ REPORTS: dict[str, Any] = {
         "data_fingerprint": "cd" * 32,
         "selection": {"metric": "fid"},
     },
-    "evaluation/model/metrics.json": {"fidelity": {"fid": 2.0}, "protocol": [{"measures": ["fidelity"]}]},
+    "evaluation/model/metrics.json": {"fidelity": {"fid": 2.0}, "protocol": [ENTRY]},
     "evaluation/synthetic/metrics.json": {
         "fidelity": {"fid": 1.23456, "kid": float("nan")},
         "agreement": {"mean": 0.99},
         "modes": {"classes_covered": 3},
         "memorization": {"copies": 0, "nearer_than_percentile_1": 0.01},
         "protocol": [
-            {"measures": ["fidelity"], "generated": "36 images", "extractor_sha256": "ab" * 32, "seed": 2},
-            {"measures": ["agreement", "modes"], "judges_sha256": ["cd" * 32, "ef" * 32]},
+            ENTRY | {"generated": "36 images", "extractor_sha256": "ab" * 32, "seed": 2},
+            ENTRY | {"measures": ["agreement", "modes"], "judges_sha256": ["cd" * 32, "ef" * 32]},
         ],
     },
     "utility/utility.json": {
@@ -161,9 +162,9 @@ def test_the_card_says_what_was_measured(workspace: Path) -> None:
         "| gain with 5 % of the real images (60) over these only | +3.21 points [+1.50, +4.90] |",
         "*shared-generator: more. Intervals are wide.*",
         "| FID, lower is better | 1.235 |",
-        "*generated: 36 images; extractor sha256: abababababab; seed: 2*",
+        "*generated: 36 images; real: 8 real images; extractor sha256: abababababab; seed: 2*",
         "| classes with at least a tenth of their real share | 3 |",
-        "*judges sha256: cdcdcdcdcdcd, efefefefefef*",
+        "*generated: 9 images; real: 8 real images; judges sha256: cdcdcdcdcdcd, efefefefefef*",
         "near copy 14",
         "| 60 (5 %), shared-generator | 30 % |",
         "CC BY 4.0",

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from bars import bars, write_set
 from PIL import Image
+from reports import METRICS, ROW, UTILITY, write_report
 
 from flows.gate import judge
 from pipeline import paths
 from pipeline.delivery import Description, Lineage, open_store, publish
+from pipeline.errors import UserError
 from pipeline.params import Document
 from pipeline.running import Gate
 from pipeline.stages import features
 
 
-def report(workspace: Path, path: str, content: dict[str, Any]) -> None:
-    (workspace / path).parent.mkdir(parents=True, exist_ok=True)
-    (workspace / path).write_text(json.dumps(content))
-
-
 def good_reports(workspace: Path) -> None:
-    measured = {"memorization": {"copies": 0, "nearer_than_percentile_1": 0.01}}
-    report(workspace, "out/evaluation/synthetic/metrics.json", measured)
-    rows = [{"data": "5 %", "verdict": "helps"}, {"data": "100 %", "verdict": "makes no difference"}]
-    report(workspace, "out/utility/utility.json", {"rows": rows})
+    write_report(workspace, METRICS["synthetic"])
+    write_report(workspace, UTILITY, rows=[ROW | {"data": "5 %"}, ROW | {"verdict": "makes no difference"}])
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +84,7 @@ def test_what_is_good_passes_where_nothing_was_published_yet(workspace: Path, tm
 
 
 def test_what_is_not_good_by_itself_is_refused_and_not_shared(workspace: Path, tmp_path: Path) -> None:
-    measured = {"memorization": {"copies": 3, "nearer_than_percentile_1": 0.25}}
-    report(workspace, "out/evaluation/synthetic/metrics.json", measured)
+    write_report(workspace, METRICS["synthetic"], memorization={"copies": 3, "nearer_than_percentile_1": 0.25})
     verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False)
     good_reports(workspace)
     assert (verdict.refusal, verdict.shareable) == (
@@ -104,13 +96,26 @@ def test_what_is_not_good_by_itself_is_refused_and_not_shared(workspace: Path, t
 
 def test_the_verdict_of_utility_is_as_demanded(workspace: Path, tmp_path: Path) -> None:
     url = tmp_path / "sets"
-    report(workspace, "out/utility/utility.json", {"rows": [{"data": "10 %", "verdict": "harms"}]})
+    write_report(workspace, UTILITY, rows=[ROW | {"data": "10 %", "verdict": "harms"}])
     assert refusal(workspace, url) == "utility: harms with 10 %, needed not harms"
     assert refusal(workspace, url, harmful=True) is None
     assert refusal(workspace, url, Gate(utility="any")) is None
     assert "needed helps" in (refusal(workspace, url, Gate(utility="helps"), harmful=True) or "")
     good_reports(workspace)
     assert refusal(workspace, url, Gate(utility="helps")) is None
+
+
+@pytest.mark.parametrize("path", [METRICS["synthetic"], UTILITY])
+def test_a_report_that_is_damaged_or_not_there_is_named(workspace: Path, tmp_path: Path, path: Path) -> None:
+    try:
+        write_report(workspace, path, protocol=[])
+        with pytest.raises(UserError, match=rf"^{workspace / path}: protocol is missing, empty or of another kind"):
+            refusal(workspace, tmp_path / "sets")
+        (workspace / path).unlink()
+        with pytest.raises(UserError, match=rf"^{workspace / path}: is not there; needed what all stages wrote"):
+            refusal(workspace, tmp_path / "sets")
+    finally:
+        good_reports(workspace)
 
 
 def test_a_champion_that_is_as_good_but_for_its_noise_is_replaced(workspace: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from reports import REPORTS, ROW, UTILITY, write_report
 
 from flows.retrain import REFUSED, publish, retrain
 from pipeline.delivery import find, list_releases, open_store
@@ -26,43 +27,6 @@ from pipeline.errors import UserError
 from pipeline.imageset import Row, write_imageset
 
 REASON = "fidelity.fid: 0.9, needed not worse than 0.1 of toy@ab by more than 0.01"
-INTERVAL = {"mean": -3.0, "low": -4.0, "high": -2.0}
-SEARCH = [{"spread": 1.0, "min_confidence": 0.5, "manifold_neighbours": 0, "surprise": None, "chosen": True}]
-REPORTS: dict[str, Any] = {
-    "synthetic/report.json": {"drawn": 9, "kept": 9, "dropped": {}, "search": SEARCH, "params": {"seed": 3}},
-    "model/model.json": {
-        "family": "conditional",
-        "images_seen": 1000,
-        "data_fingerprint": "cd" * 32,
-        "selection": {"metric": "fid"},
-    },
-    "evaluation/model/metrics.json": {"protocol": [{"measures": ["fidelity"]}]},
-    "evaluation/synthetic/metrics.json": {
-        "protocol": [{"measures": ["memorization"]}],
-        "memorization": {"copies": 0, "nearer_than_percentile_1": 0.01},
-    },
-    "utility/utility.json": {
-        "synthetic_only_accuracy": 50.0,
-        "rows": [
-            {
-                "data": "100 %",
-                "real_images": 60,
-                "verdict": "harms",
-                "protocol": "same-data",
-                "advised_share": 0.0,
-                "accuracy": {"real_long": {"mean": 90.0}},
-                "class_gain_over_real_long": {},
-                "gain_over_real": INTERVAL,
-                "gain_over_real_long": INTERVAL,
-            }
-        ],
-        "protocol": ["same-data: the same."],
-    },
-    "validation/real/report.json": {"success": True, "expectations": {"evaluated": 9, "failed": 0}},
-    "validation/synthetic/report.json": {"success": True, "expectations": {"evaluated": 9, "failed": 0}},
-}
-
-
 STAGES = """stages:
   probe: {cmd: ls data > list.txt, outs: [list.txt], always_changed: true}
   copy: {cmd: cp list.txt copy.txt, deps: [list.txt], outs: [copy.txt]}
@@ -76,9 +40,9 @@ def workspace(empty_repository: Path, tmp_path: Path) -> Path:
     shutil.copytree(empty_repository, folder)
     (folder / "dvc.yaml").write_text(STAGES)
     (folder / "data").mkdir()
-    for path, content in REPORTS.items():
-        (folder / "out" / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "out" / path).write_text(json.dumps(content))
+    for path in REPORTS:
+        write_report(folder, path)
+    write_report(folder, UTILITY, rows=[ROW | {"verdict": "harms"}])
     (folder / "out/evaluation/synthetic/figures").mkdir()
     (folder / "out/evaluation/synthetic/figures/per_class.csv").write_text("class,agreement\n")
     (folder / "out/model/weights.safetensors").write_bytes(b"weights")

@@ -14,8 +14,9 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.sorting import TaskRunSort
+from reports import METRICS, ROW, UTILITY, write_report
 
-from flows.artifacts import METRICS, SAMPLES, UTILITY
+from flows.artifacts import SAMPLES
 from flows.retrain import RunResult, retrain
 from pipeline.errors import UserError
 
@@ -105,14 +106,11 @@ def test_a_failed_stage_fails_the_flow_with_its_own_sentence_and_stops_it(
 
 def test_what_was_measured_can_be_read_from_the_server(workspace: Workspace, client: SyncPrefectClient) -> None:
     folder = workspace("  one: {cmd: 'true'}\n")
-    for path, content in {
-        SAMPLES: b"\x89PNG samples",
-        METRICS["model"]: json.dumps({"fidelity": {"fid": 1.5}, "protocol": ["text"]}).encode(),
-        METRICS["synthetic"]: json.dumps({"fidelity": {"fid": 0.5}, "images": 10}).encode(),
-        UTILITY: json.dumps({"rows": [UTILITY_ROW]}).encode(),
-    }.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(content)
+    (folder / SAMPLES).parent.mkdir(parents=True)
+    (folder / SAMPLES).write_bytes(b"\x89PNG samples")
+    write_report(folder, METRICS["model"], fidelity={"fid": 1.5})
+    write_report(folder, METRICS["synthetic"], fidelity={"fid": 0.5}, images=10)
+    write_report(folder, UTILITY, rows=[UTILITY_ROW])
     run = flow_run_of(client, retrain(folder, return_state=True))
     wanted = {"artifacts": {"flow_run_id": {"any_": [str(run.id)]}}}
     found = client.request("POST", "/artifacts/filter", json=wanted).json()
@@ -121,6 +119,8 @@ def test_what_was_measured_can_be_read_from_the_server(workspace: Workspace, cli
     assert artifacts["samples"] == f"![samples](data:image/png;base64,{picture})"
     assert json.loads(artifacts["metrics"]) == [
         {"metric": "fidelity.fid", "model": 1.5, "synthetic": 0.5},
+        {"metric": "memorization.copies", "model": None, "synthetic": 0},
+        {"metric": "memorization.nearer_than_percentile_1", "model": None, "synthetic": 0.01},
         {"metric": "images", "model": None, "synthetic": 10},
     ]
     assert json.loads(artifacts["utility"]) == [
@@ -134,14 +134,23 @@ def test_what_was_measured_can_be_read_from_the_server(workspace: Workspace, cli
     ]
 
 
-UTILITY_ROW = {
+UTILITY_ROW = ROW | {
     "data": "10%",
     "real_images": 126,
-    "protocol": "same-data",
     "verdict": "no difference",
     "gain_over_real": {"mean": 1.5, "low": 1.0, "high": 2.0},
     "gain_over_real_long": {"mean": -0.25, "low": -0.75, "high": 0.25},
 }
+
+
+def test_what_a_stage_did_not_write_whole_ends_the_run_with_its_name(
+    workspace: Workspace, client: SyncPrefectClient
+) -> None:
+    folder = workspace("  one: {cmd: 'true'}\n")
+    write_report(folder, UTILITY, rows=[{}])
+    run = flow_run_of(client, retrain(folder, return_state=True))
+    assert run.state_name == "Failed"
+    assert (run.state.message or "").startswith(f"{folder / UTILITY}: rows[0].data is missing, empty or of another")
 
 
 def test_a_remote_stage_that_is_none_is_told_before_anything_runs(three_stages: Workspace, prefect_server: str) -> None:

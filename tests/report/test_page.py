@@ -96,6 +96,7 @@ def workspace(tmp_path: Path) -> Path:
         "gain_over_real": INTERVAL,
         "gain_over_real_long": INTERVAL,
         "advised_share": 0.7,
+        "accuracy": {"real_long": {"mean": 94.125}, "mixed": {"mean": 97.375}},
         "class_gain_over_real_long": {"zero": UNSURE, "<b>one": INTERVAL},
     }
     other = row | {"data": "100 %", "verdict": "harms", "class_gain_over_real_long": {"zero": None, "<b>one": LOSS}}

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
+import pytest
+from reports import ENTRY, METRICS, ROW, UTILITY, write_report
 from rich.console import Console
 
-from pipeline import paths
+from pipeline.errors import UserError
 from pipeline.report.summary import summary
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(content))
 
 
 def printed(workspace: Path) -> str:
@@ -25,13 +20,12 @@ def printed(workspace: Path) -> str:
 
 
 def test_says_what_was_measured_and_how(tmp_path: Path) -> None:
-    entry = {"measures": ["fidelity"], "generated": "720 of 5000 released images", "real": "800 real images"}
+    entry = ENTRY | {"generated": "720 of 5000 released images", "real": "800 real images"}
     metrics = {"fidelity": {"fid": 0.0375}, "floor": {"fid": 0.0125}, "agreement": {"mean": 0.9975}}
-    write(tmp_path / paths.EVALUATION / "synthetic" / "metrics.json", {**metrics, "protocol": [entry]})
-    row = {
+    write_report(tmp_path, METRICS["synthetic"], **metrics, protocol=[entry])
+    row = ROW | {
         "data": "5 %",
         "protocol": "shared-generator",
-        "verdict": "helps",
         "gain_over_real_long": {"mean": 3.25, "low": 2.5, "high": 4.0},
         "accuracy": {"real_long": {"mean": 94.125}, "mixed": {"mean": 97.375}},
     }
@@ -41,8 +35,7 @@ def test_says_what_was_measured_and_how(tmp_path: Path) -> None:
         "real_long: as many images seen as by mixed.",
         "mixed: both",
     ]
-    utility = {"rows": [row], "protocol": protocol, "synthetic_only_accuracy": 96.5}
-    write(tmp_path / paths.UTILITY / "utility.json", utility)
+    write_report(tmp_path, UTILITY, rows=[row], protocol=protocol, synthetic_only_accuracy=96.5)
     lines = printed(tmp_path).splitlines()
     (fid,) = [line.split() for line in lines if line.startswith("FID")]
     assert fid[-2:] == ["0.0375", "0.0125"]
@@ -62,7 +55,7 @@ def test_says_what_was_measured_and_how(tmp_path: Path) -> None:
 
 def test_what_resamples_spread_stands_beside_the_measure(tmp_path: Path) -> None:
     metrics = {"fidelity": {"fid": 0.0375, "fid_infinity": 0.0125}, "fidelity_spread": {"fid": 0.005}}
-    write(tmp_path / paths.EVALUATION / "model" / "metrics.json", {**metrics, "floor": {"fid": 0.0250}})
+    write_report(tmp_path, METRICS["model"], **metrics, floor={"fid": 0.0250})
     lines = [line.split() for line in printed(tmp_path).splitlines()]
     (fid,) = [line for line in lines if line[:1] == ["FID,"]]
     assert fid[-2:] == ["0.0375±0.0050", "0.0250"]
@@ -73,7 +66,7 @@ def test_what_resamples_spread_stands_beside_the_measure(tmp_path: Path) -> None
 def test_another_extractor_is_named_with_its_layer(tmp_path: Path) -> None:
     scores = {"fid": 4.5, "inception_score": 2.25}
     metrics = {"inception_2048": scores, "inception_2048_spread": {"fid": 0.5}, "inception_2048_floor": {"fid": 1.5}}
-    write(tmp_path / paths.EVALUATION / "model" / "metrics.json", metrics)
+    write_report(tmp_path, METRICS["model"], **metrics)
     flat = " ".join(printed(tmp_path).split())
     assert "FID, inception 2048 4.500±0.500 1.500" in flat
     assert "Inception Score, inception 2048 2.250" in flat
@@ -83,12 +76,22 @@ def test_without_measurements_there_are_no_rows(tmp_path: Path) -> None:
     assert summary(tmp_path) == []
 
 
+@pytest.mark.parametrize("path", [*METRICS.values(), UTILITY])
+def test_a_damaged_report_is_named(tmp_path: Path, path: Path) -> None:
+    write_report(tmp_path, path, protocol=[])
+    with pytest.raises(UserError, match=rf"^{tmp_path / path}: protocol is missing, empty or of another kind; needed"):
+        summary(tmp_path)
+    (tmp_path / path).write_text("{")
+    with pytest.raises(UserError, match=rf"^{tmp_path / path}: is not a JSON object; needed what all stages wrote"):
+        summary(tmp_path)
+
+
 def test_the_modes_stand_beside_those_of_real_labels(tmp_path: Path) -> None:
     modes = {"classes_seen": 9, "classes_covered": 8, "kl_from_real": 0.125}
     floor = {"classes_seen": 10, "classes_covered": 10, "kl_from_real": 0.0625}
     metrics = {"modes": modes, "modes_floor": floor, "fidelity": {"density": 0.75}, "floor": {"density": 1.25}}
     metrics["memorization_features"] = {"nearer_than_median": 0.625, "nearer_than_percentile_1": 0.025}
-    write(tmp_path / paths.EVALUATION / "synthetic" / "metrics.json", metrics)
+    write_report(tmp_path, METRICS["synthetic"], **metrics)
     flat = " ".join(printed(tmp_path).split())
     for said in (
         "density 0.75 1.25",
@@ -104,6 +107,6 @@ def test_the_modes_stand_beside_those_of_real_labels(tmp_path: Path) -> None:
 def test_the_parzen_likelihood_is_marked_and_beside_that_of_real_images(tmp_path: Path) -> None:
     likelihood = {"log_likelihood": 225.0, "standard_error": 2.5, "sigma": 0.1}
     measured = {"parzen": likelihood, "parzen_real": {"log_likelihood": 240.0}}
-    write(tmp_path / paths.EVALUATION / "model" / "metrics.json", measured)
-    write(tmp_path / paths.EVALUATION / "synthetic" / "metrics.json", {"fidelity": {"fid": 0.0375}})
+    write_report(tmp_path, METRICS["model"], **measured)
+    write_report(tmp_path, METRICS["synthetic"], fidelity={"fid": 0.0375})
     assert "Parzen log-likelihood, nats: historical 225.0±2.5 240.0" in " ".join(printed(tmp_path).split())
