@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,10 @@ class TensorStream(IterableDataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, stream: Stream) -> None:
-        self.stream = stream
+        self.stream, self.place = stream, (0, 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "place": self._place()}  # for a spawned worker, which knows of no process group
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle another way from the next iteration on."""
@@ -44,7 +48,12 @@ class TensorStream(IterableDataset[tuple[Tensor, int]]):
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        grouped = distributed.is_available() and distributed.is_initialized()
-        rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
+        rank, ranks = self._place()
         for image, label in self.stream.consume(rank * workers + number, ranks * workers):
             yield torch.from_numpy(image), label
+
+    def _place(self) -> tuple[int, int]:
+        """This process's rank and how many there are; without a process group those where it was pickled."""
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return self.place

@@ -105,18 +105,21 @@ import sys
 import torch.distributed
 from torch.utils.data import DataLoader
 from pipeline.delivery import open_release
-url, folder, rank = sys.argv[1:]
+url, folder, how, rank = sys.argv[1:]
+stream = open_release(url).stream(seed=3)
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=int(rank), world_size=2)
-for image, label in DataLoader(open_release(url).stream(seed=3), batch_size=None, num_workers=2):
+for image, label in DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context=how):
     print(int(label), image.numpy().tobytes().hex())
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
 
 
-def test_ranks_and_their_workers_share_the_images(release: str, large: ImageSet, tmp_path: Path) -> None:
-    """In a real process group, whose workers are processes too."""
-    command = [sys.executable, "-c", RANK, release, str(tmp_path)]
+@pytest.mark.parametrize("url", ["folder"], indirect=True)
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_ranks_and_their_workers_share_the_images(release: str, large: ImageSet, tmp_path: Path, how: str) -> None:
+    """In a real process group, whose workers are processes too, and know of it only where they are forked."""
+    command = [sys.executable, "-c", RANK, release, str(tmp_path), how]
     with (
         subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, text=True) as one,
         subprocess.Popen([*command, "1"], stdout=subprocess.PIPE, text=True) as two,
