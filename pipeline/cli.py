@@ -12,7 +12,7 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -20,6 +20,7 @@ from pipeline.errors import FailedError, ForgelineError, end, nearest, of_system
 
 _SEEDS = click.IntRange(0, 2**32 - 1)  # params.SEEDS, whose module takes longer to import than all of this file
 _DAYS = click.FloatRange(0, 36_500)
+T = TypeVar("T", str | None, tuple[str, ...])
 
 
 class Commands(click.Group):
@@ -33,9 +34,9 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _said(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """For a text which may be left out, and is not nothing where it is given."""
-    if value is not None and not value.strip():
+def _said(context: click.Context, option: click.Parameter, value: T) -> T:
+    """For a text, or several, which may be left out, and is not nothing where it is given."""
+    if not all(text.strip() for text in ([value] if isinstance(value, str) else value or ())):
         raise click.BadParameter("found nothing, needed a text.")
     return value
 
@@ -240,7 +241,9 @@ def history(release: str) -> None:
     show_default=True,
     help="Parquet shards, a folder of PNGs for each class, or tars.",
 )
-@click.option("--classes", callback=_said, help="Only these, by name, with commas between.")
+@click.option(
+    "--classes", multiple=True, callback=_said, help="Only these, by name, with commas between; may be said again."
+)
 @click.option("--per-class", type=click.IntRange(min=1), help="At most so many images of each class in each split.")
 @click.option("--min-confidence", type=float, help="Only images whose label a classifier gave this probability.")
 @click.option("--key", type=click.Path(path_type=Path), help="A public key (PEM, ed25519) that must have signed it.")
@@ -249,7 +252,7 @@ def pull(
     release: str,
     dest: Path,
     layout: str,
-    classes: str | None,
+    classes: tuple[str, ...],
     per_class: int | None,
     min_confidence: float | None,
     key: Path | None,
@@ -265,8 +268,7 @@ def pull(
     from pipeline.delivery import pull as fetch
     from pipeline.delivery.selecting import Selection
 
-    names = tuple(classes.split(",")) if classes else None
-    selection = Selection(classes=names, per_class=per_class, min_confidence=min_confidence)
+    selection = Selection(classes=classes or None, per_class=per_class, min_confidence=min_confidence)
     found = fetch(release, dest, yanked=yanked, layout=layout, selection=selection, key=key)
     whole = layout == "parquet" and selection == Selection()
     manifest = "its manifest, which the key signed, says" if key else "its manifest says"

@@ -95,12 +95,12 @@ def _pull_files(version: Version, work: Path) -> None:
 def _pull_images(version: Version, work: Path, layout: str, selection: Selection) -> None:
     """The selected images in another layout, and the card; the images alone are fetched."""
     part = open_part(version, work)
-    needed = sum(group.span.bytes for _, group in part.plan(selection))
-    _check_space(work, 2 * needed, version.name)  # as fetched and as written
+    _check_space(work, part.least_bytes(selection), version.name)
     out = work / "out"
     shutil.rmtree(out)
     out.mkdir()
-    batches = fetch_selected(part, selection, work, Tally(f"pulling from {version.name}", needed))
+    planned = sum(group.span.bytes for _, group in part.plan(selection))
+    batches = fetch_selected(part, selection, work, Tally(f"pulling from {version.name}", planned))
     counts: list[int] = []
 
     def counted() -> Batches:

@@ -30,7 +30,10 @@ _BATCH_BYTES = 4 << 20  # of a row group that are unpacked at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """`per_class` is of each class in each split, the first ones, which are no surer than others; None is all."""
+    """`per_class` is of each class in each split, the first ones, which are no surer than others; None is all.
+
+    Each of `classes` is the name of one, which may have commas, or several names with commas between.
+    """
 
     classes: tuple[str, ...] | None = None
     per_class: int | None = None
@@ -40,10 +43,11 @@ class Selection:
         """The labels of the classes. Raises UserError for a class that the set does not have."""
         if self.classes is None:
             return set(range(len(images.classes)))
-        for name in self.classes:
+        names = [name for text in self.classes for name in ([text] if text in images.classes else text.split(","))]
+        for name in names:
             if name not in images.classes:
                 raise UserError(f"'{name}' is not a class of this release; {nearest(name, images.classes)}")
-        return {images.classes.index(name) for name in self.classes}
+        return {images.classes.index(name) for name in names}
 
 
 ALL = Selection()
@@ -70,6 +74,14 @@ class Part:
         if not groups:
             raise UserError(f"{self.version.name}: has no image that is asked for")
         return groups
+
+    def least_bytes(self, selection: Selection) -> int:
+        """What the selection takes of a disk at least, as fetched and, where whole row groups are, as written."""
+        groups: Iterable[tuple[ShardGroups, RowGroup]] = self.plan(selection)
+        if selection.per_class is not None:
+            groups = self._first(groups, selection.per_class)  # enough, where all images in them are sure
+        whole = selection.per_class is None and selection.min_confidence is None
+        return (2 if whole else 1) * sum(group.span.bytes for _, group in groups)
 
     @staticmethod
     def _first(

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli import forgeline
 from pipeline.delivery import open_store, publish, pull
 from pipeline.delivery.rowgroups import ROWGROUPS, describe, describe_shard, parse
 from pipeline.delivery.selecting import Selection, open_part
@@ -46,6 +51,25 @@ def test_of_some_classes_every_row(release: str, large: ImageSet, tmp_path: Path
     assert found.counts == {"train": (100, 0, 100)}
     wanted = [row for row in rows(large) if row["label"] in (0, 2)]
     assert sorted(rows(found), key=str) == sorted(wanted, key=str)
+
+
+@pytest.mark.parametrize("url", ["folder"], indirect=True)
+@pytest.mark.parametrize(
+    ("words", "labels"),
+    [
+        (["--classes", "dog, big"], {0}),
+        (["--classes", "dog, big", "--classes", "cat,owl"], {0, 1, 2}),
+        (["--classes", "owl,cat"], {1, 2}),
+    ],
+)
+def test_a_class_may_have_a_comma_in_its_name(
+    url: str, tmp_path: Path, make_images, description, words: list[str], labels: set[int]
+) -> None:
+    images = make_images(tmp_path / "set", classes=("dog, big", "cat", "owl"))
+    publish(open_store(url), "pets", images.root, description=description, documents={})
+    said = CliRunner().invoke(forgeline, ["pull", f"{url}/pets", str(tmp_path / "dest"), *words])
+    assert said.exit_code == 0, said.output
+    assert set(ImageSet.open(tmp_path / "dest").arrays("train")[1].tolist()) == labels
 
 
 def test_the_first_of_each_class(release: str, large: ImageSet, tmp_path: Path) -> None:
@@ -128,6 +152,7 @@ def test_what_travels_by_confidence_is_little_more_than_what_is_asked_for(
     ("selection", "said"),
     [
         (Selection(classes=("tow",)), "'tow' is not a class of this release; did you mean 'two'"),
+        (Selection(classes=("one,tow",)), "'tow' is not a class of this release; did you mean 'two'"),
         (Selection(min_confidence=0.9), "has no image that is asked for"),
     ],
 )
@@ -135,6 +160,34 @@ def test_what_cannot_be_selected_is_said(release: str, tmp_path: Path, selection
     with pytest.raises(UserError, match=said):
         pull(release, tmp_path / "dest", selection=selection)
     assert not (tmp_path / "dest").exists()
+
+
+def disk(room: int) -> Callable[[Path], SimpleNamespace]:
+    """The usage of one that has `room`, less what is in the folder that is asked about."""
+    return lambda folder: SimpleNamespace(free=room - sum(file.stat().st_blocks * 512 for file in folder.rglob("*.*")))
+
+
+@pytest.mark.parametrize("url", ["folder"], indirect=True)
+@pytest.mark.parametrize(
+    ("selection", "groups"),
+    [
+        (Selection(min_confidence=0.5, per_class=5), 3),  # all 30 groups may hold such images, the first ones do
+        (Selection(per_class=15), 6),
+        (Selection(min_confidence=0.75), 6),
+    ],
+)
+def test_a_disk_that_suffices_is_not_refused(
+    release: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selection: Selection, groups: int
+) -> None:
+    """One with room for the row groups that must be fetched, and half as much again for the selected of their rows."""
+    with TemporaryDirectory(dir=tmp_path) as folder:
+        shards = open_part(find(release), Path(folder)).shards
+    most = max(group.span.bytes for shard in shards for group in shard.groups)
+    monkeypatch.setattr(shutil, "disk_usage", disk(groups * most * 3 // 2))
+    assert ImageSet.open(pull(release, tmp_path / "dest", selection=selection)).counts
+    monkeypatch.setattr(shutil, "disk_usage", disk(groups * most // 2))
+    with pytest.raises(FailedError, match="bytes free; needed"):
+        pull(release, tmp_path / "small", selection=selection)
 
 
 def test_a_wrong_byte_in_a_row_group_is_noticed(release: str, url: str, large: ImageSet, tmp_path: Path) -> None:
