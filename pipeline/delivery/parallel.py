@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -19,14 +19,15 @@ def in_parallel(
     items: Iterable[T],
     stopped: threading.Event,
     *,
+    threads: int = _THREADS,
     ahead: int = 1000,
     size: Callable[[T], int] = lambda _: 1,
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """The results in order. What is begun and not yet yielded has the `size` `ahead` in all, or is one item.
 
     At a failure nothing more is begun, and `stopped` tells what is under way to end.
     """
-    pool = ThreadPoolExecutor(_THREADS)
+    pool = ThreadPoolExecutor(threads)
     begun: deque[Future[R]] = deque()
     sizes: deque[int] = deque()
     try:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,8 @@ from pipeline.imageset.layout import IMAGESET_JSON
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+_HASHED, _SENT = 2, 16  # shards at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,13 +147,19 @@ class _Draft:
         self._manifest(File(path=path, bytes=most, sha256="0" * 64) for path, most in {**sizes, **unknown}.items())
         tally = Tally(f"publishing {self.name}@{self.version}", size)
 
-        def settle_shard(path: str) -> tuple[str, str]:
-            """What rowgroups.json and SHA256SUMS say of it."""
+        def describe(path: str) -> tuple[str, str]:
+            """The path of a shard, which is as it was when it was written, and what rowgroups.json says of it."""
             file = self.images.root / path
             groups, sha256 = rowgroups.describe_shard(file)
             if sha256 != shards[path].sha256:
                 raise FailedError(f"{file}: has sha256 {sha256}; needed {shards[path].sha256} as in {IMAGESET_JSON}")
-            if _settle(self.store, self.key(path), file, sha256, there) != sha256:
+            return path, groups
+
+        def settle_shard(described: tuple[str, str]) -> tuple[str, str]:
+            """What rowgroups.json and SHA256SUMS say of it."""
+            path, groups = described
+            sha256 = shards[path].sha256
+            if _settle(self.store, self.key(path), self.images.root / path, sha256, there) != sha256:
                 raise FailedError(
                     f"{self.store.url}/{self.key(path)}: was left damaged by an earlier publish; needed to be removed "
                     "first"
@@ -166,9 +175,11 @@ class _Draft:
             return f"{found}  {path}\n"
 
         lines = list(in_parallel(settle, small, tally.stopped))
-        with ThreadPoolExecutor(1) as aside:  # while the shards travel
-            caveat = aside.submit(_caveat, self.store, self.key(IMAGESET_JSON))
-            settled = list(in_parallel(settle_shard, shards, tally.stopped))
+        # Few are hashed at a time, and just before they travel: the first are soon on their way, none is read twice.
+        hashing = in_parallel(describe, shards, tally.stopped, threads=_HASHED, ahead=_HASHED)
+        with ThreadPoolExecutor(1) as aside, closing(hashing) as described:
+            caveat = aside.submit(_caveat, self.store, self.key(IMAGESET_JSON))  # while the shards travel
+            settled = list(in_parallel(settle_shard, described, tally.stopped, ahead=_SENT))
         small[ROWGROUPS] = rowgroups.describe(groups for groups, _ in settled)
         lines += [line for _, line in settled] + [settle(ROWGROUPS)]
         lines.sort(key=lambda line: line.split("  ", 1)[1])
