@@ -20,17 +20,18 @@ import csv
 import dataclasses
 import io
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import paths
+from pipeline.delivery.parallel import in_parallel
 from pipeline.errors import FailedError, UserError
 from pipeline.errors import nearest as nearest_name
 from pipeline.gan.model import Model
@@ -190,12 +191,12 @@ class Selection:
         most = max(wanted_of) * len(wanted_of) * params.max_draws_per_image  # classes are drawn equally often
         line = ProgressLine("augment", wanted, "images")
         contents: set[str] = set()
-        for start in count(0, _CHUNK):
-            chunk = self.sampler.distinct(start + _CHUNK) - start
-            if chunk <= 0 or start >= most:
-                raise FailedError(self._too_few(exhausted=chunk <= 0))
-            images, asked = self.sampler.sample(seed=params.seed, start=start, count=chunk, spread=params.spread)
-            labels, confidences, distances, reasons = self.sieve.judge(images, asked)
+        # One thread draws the next samples while what was kept of these is encoded.
+        starts = range(0, most, _CHUNK)
+        drawn = in_parallel(self._draw, starts, threading.Event(), threads=1, ahead=2)
+        for start, (images, labels, confidences, distances, reasons) in zip(starts, drawn, strict=True):
+            if not len(images):
+                raise FailedError(self._too_few(exhausted=True))
             for place, (label, reason) in enumerate(zip(labels.tolist(), reasons, strict=True)):
                 content = content_hash(images[place])
                 if not reason and content in contents:
@@ -224,6 +225,13 @@ class Selection:
                     line.update(wanted, f"{self.tally.total():,} drawn")
                     return
             line.update(len(contents), f"{self.tally.total():,} drawn")
+        raise FailedError(self._too_few(exhausted=False))
+
+    def _draw(self, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+        """The samples of a chunk, none after the last distinct one, and what the sieve finds of them."""
+        chunk = max(0, self.sampler.distinct(start + _CHUNK) - start)
+        images, asked = self.sampler.sample(seed=self.params.seed, start=start, count=chunk, spread=self.params.spread)
+        return images, *self.sieve.judge(images, asked)
 
     def counts(self) -> dict[str, Any]:
         """Drawn, kept, and dropped by reason, in all and by class."""

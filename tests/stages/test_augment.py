@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,6 +85,19 @@ class OutlierSampler(FaultySampler):
     def __init__(self) -> None:
         super().__init__()
         self.images[2::10, ..., 4:] //= 4
+
+
+class HurriedSampler(FaultySampler):
+    """Says when it is asked for its second chunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked_again = threading.Event()
+
+    def sample(self, *, seed: int, start: int, count: int, spread: float) -> tuple[np.ndarray, np.ndarray]:
+        if start > 0:
+            self.asked_again.set()
+        return super().sample(seed=seed, start=start, count=count, spread=spread)
 
 
 def indices(rows: list[Row], label: int) -> list[int]:
@@ -207,6 +221,13 @@ class SpreadSampler(FaultySampler):
 def search(classifier: Classifier, sampler: SpreadSampler, params: Params) -> list[Candidate]:
     labels = np.arange(60) % 3
     return augment.search(sampler, among_real(classifier, 10), classifier, (bars(labels, 7), labels), params)
+
+
+def test_the_next_samples_are_drawn_while_these_are_encoded(classifier: Classifier) -> None:
+    sampler, params = HurriedSampler(), Params(images_per_class=1000, min_confidence=0.5)
+    sieve = Sieve(filter=classifier, min_confidence=0.5, train=TRAIN, copy_distance=1e-3)
+    next(iter(Selection(sampler=sampler, sieve=sieve, params=params, classes=CLASSES)))
+    assert sampler.asked_again.wait(60)
 
 
 def test_each_spread_is_drawn_once_and_what_is_like_the_validation_images_is_chosen(classifier: Classifier) -> None:
