@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
 DEPLOYMENT = "retrain/nightly"
 PREFECT_FILE, REMOTE_PREFECT_FILE = Path("infra/prefect.yaml"), Path("infra/prefect-remote.yaml")
-_USUAL_PORT = 4200
 _START_SECONDS = 300  # of a busy machine; one that fails ends sooner
-_END_SECONDS = 40  # longer than a stage has to end
+_END_SECONDS = 60  # longer than a stage has to end, which its run and then the worker wait for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +112,10 @@ def up(workspace: Path, say: Callable[[str], None]) -> str:
 
 
 def down(workspace: Path, say: Callable[[str], None]) -> None:
-    """End the worker, with the runs that it is at, and then the server, each only where `up` has started it."""
+    """End the worker and then the server, each only where `up` has started it.
+
+    The runs that it is at end before the worker, and wait for the next one.
+    """
     state = workspace.resolve() / UP
     standing = Standing.read(state)
     running = {
@@ -121,8 +123,6 @@ def down(workspace: Path, say: Callable[[str], None]) -> None:
     }
     for name in ("worker", "server"):
         if name in running:
-            for run in running[name].children() if name == "worker" else ():
-                _end(run)  # before its worker, which forgets it, and before the server, which it tells
             _end(running[name])
             say(f"{name}: ended")
     if standing:
@@ -170,7 +170,7 @@ def _serve(standing: Standing, configured: str | None, workspace: Path, say: Cal
     if "worker" in standing.processes and url != standing.url and (worker := standing.processes["worker"].find()):
         _end(worker)  # of a server that is gone
         standing = Standing(url=url, processes={})
-    command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     process = _start(
         "server", command, workspace, {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_API_URL": url}
     )
@@ -245,7 +245,7 @@ def _work(standing: Standing, workspace: Path, say: Callable[[str], None]) -> No
         say("worker: runs already")
         return
     name = f"{socket.gethostname()}-{os.getpid()}"
-    command = ["worker", "start", "--pool", POOL, "--name", name]
+    command = ["flows.work", "--pool", POOL, "--name", name]
     process = _start("worker", command, workspace, {"PREFECT_API_URL": standing.url})
     Standing(url=standing.url, processes={**standing.processes, "worker": Process.of(process.pid)}).write(
         workspace / UP
@@ -259,10 +259,10 @@ def _work(standing: Standing, workspace: Path, say: Callable[[str], None]) -> No
 
 
 def _start(name: str, command: list[str], workspace: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A process of Prefect that outlives this one; what it says goes to a log."""
+    """A Python module as a process that outlives this one; what it says goes to a log."""
     with (workspace / UP / f"{name}.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "prefect", *command],
+            [sys.executable, "-m", *command],
             cwd=workspace,
             env=os.environ | environment,
             stdin=subprocess.DEVNULL,
@@ -300,9 +300,11 @@ def _end(process: psutil.Process) -> None:
 
 
 def _free_port(url: str) -> int:
-    """The port that `up` used before, else Prefect's usual one, else any."""
-    before = int(url.rsplit(":", 1)[1].partition("/")[0]) if url.startswith("http://127.0.0.1:") else _USUAL_PORT
-    for port in (before, _USUAL_PORT, 0):
+    """The port that `up` used before, else that of Prefect's settings (4200, where they say nothing), else any."""
+    from prefect.settings import PREFECT_SERVER_API_PORT
+
+    before = [int(url.rsplit(":", 1)[1].partition("/")[0])] if url.startswith("http://127.0.0.1:") else []
+    for port in (*before, PREFECT_SERVER_API_PORT.value(), 0):
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -13,6 +13,7 @@ os.environ.update(
     DO_NOT_TRACK="1",
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="90",
+    PREFECT_SERVER_API_PORT="0",  # any that is free: 4200 may be somebody's, or that of a test beside
     HF_HUB_OFFLINE="1",
     OMP_NUM_THREADS="1",  # the tests themselves run side by side
 )

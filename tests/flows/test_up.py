@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -26,12 +27,12 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.events import emit_event
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_PORT, temporary_settings
 from prefect.states import Cancelling, Completed, Running, Scheduled
 from processes import kill_all, wait_for
 
 from flows.telling import automate
-from flows.up import Process, Standing
+from flows.up import Process, Standing, _free_port
 from pipeline.doctor import prefect_answers
 from pipeline.running import REMOTE_DEPLOYMENT, REMOTE_POOL, UP
 
@@ -238,7 +239,7 @@ def test_late_runs_do_not_pile_up(machine: Machine, client: SyncPrefectClient) -
     assert client.read_flow_run(running).deployment_id == deployment.id
 
 
-def test_down_ends_the_run_the_worker_and_the_server_and_the_run_is_not_left_running(machine: Machine) -> None:
+def test_down_ends_the_run_the_worker_and_the_server(machine: Machine) -> None:
     stage = psutil.Process(int((machine.folder / "pid").read_text()))
     processes = [process for process in machine.processes().values() if process]
     assert machine.forgeline("down") == "worker: ended\nserver: ended\n"
@@ -265,8 +266,14 @@ def test_up_from_a_shell_without_the_webhook_still_tells_it(machine: Machine, cl
     }
 
 
+def test_the_run_that_down_ended_waited_for_the_next_up(machine: Machine, client: SyncPrefectClient) -> None:
+    (run,) = [run for run in client.read_flow_runs() if run.state_name != "Cancelled"]
+    assert run.state_name in ("AwaitingRetry", "Pending", "Running", "Completed")
+    assert ended(client, run.id).state_name == "Completed"
+
+
 def test_success_is_told(machine: Machine, client: SyncPrefectClient, hook: Hook) -> None:
-    assert [run.name for run in client.read_flow_runs() if run.state_name in ("Running", "Cancelling")] == []
+    (machine.folder / "given").write_text("for one again\n")
     deployment = client.read_deployment_by_name("retrain/nightly")
     run = client.create_flow_run_from_deployment(deployment.id)
     assert ended(client, run.id).state_name == "Completed"
@@ -447,6 +454,18 @@ def test_up_for_a_server_that_several_machines_have_starts_none(
     finally:
         assert machine.forgeline("down") == "worker: ended\n"
     assert prefect_answers(prefect_server)
+
+
+def test_the_port_is_that_of_prefects_settings_where_it_is_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with temporary_settings({PREFECT_SERVER_API_PORT: port}):
+            assert _free_port("") != port
+    with temporary_settings({PREFECT_SERVER_API_PORT: port}):
+        assert _free_port("") == port
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            before = other.getsockname()[1]
+        assert _free_port(f"http://127.0.0.1:{before}/api") == before
 
 
 @pytest.fixture
