@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from flows.run import QUIET
-from flows.workers import online
+from flows.workers import PROCESS, online, starter
 from pipeline.doctor import prefect_answers, read_all_params
 from pipeline.errors import FailedError, UserError, ending
 from pipeline.imageset.files import write_atomically
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DEPLOYMENT = "retrain/nightly"
 PREFECT_FILE, REMOTE_PREFECT_FILE = Path("infra/prefect.yaml"), Path("infra/prefect-remote.yaml")
+IMAGE_PREFECT_FILE = Path("infra/prefect-image.yaml")
 _START_SECONDS = 300  # of a busy machine; one that fails ends sooner
 _END_SECONDS = 60  # longer than a stage has to end, which its run and then the worker wait for
 
@@ -185,22 +186,31 @@ def _deploy(workspace: Path, url: str, settings: RunSettings, say: Callable[[str
     """The work pools, and what the files in infra deploy into them, with the schedule of params.yaml."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.schedules import CronSchedule
+    from prefect.exceptions import ObjectNotFound
 
     from flows.telling import WEBHOOK, automate, notification_block
 
-    names = [DEPLOYMENT]
     with get_client(sync_client=True) as client:
-        _deploy_file(client, PREFECT_FILE, POOL, workspace, url)
-        if settings.remote_stages:
-            _deploy_file(client, REMOTE_PREFECT_FILE, REMOTE_POOL, workspace, url)
-            names.append(REMOTE_DEPLOYMENT)
-            say(f"remote stages: {', '.join(settings.remote_stages)}, {_who_does_them(client, url)}")
+        _make_pool(client, POOL)
+        _deploy_file(PREFECT_FILE, workspace, url)
         deployment = client.read_deployment_by_name(DEPLOYMENT)
+        deployments = [deployment.id]
+        if settings.remote_stages:
+            if (kind := _make_pool(client, REMOTE_POOL)) == PROCESS:
+                _deploy_file(REMOTE_PREFECT_FILE, workspace, url)
+            else:
+                say(
+                    f"deployment: {REMOTE_DEPLOYMENT} is left as it is, as the pool '{REMOTE_POOL}' is of type {kind}: "
+                    f"prefect deploy --prefect-file {IMAGE_PREFECT_FILE} --all --job-variable image=IMAGE"
+                )
+            with suppress(ObjectNotFound):
+                deployments.append(client.read_deployment_by_name(REMOTE_DEPLOYMENT).id)
+            say(f"remote stages: {', '.join(settings.remote_stages)}, {_who_does_them(client, url)}")
         schedule = CronSchedule(cron=settings.cron, timezone=settings.timezone) if settings.cron else None
         for each in deployment.schedules:
             client.update_deployment_schedule(deployment.id, each.id, active=bool(schedule), schedule=schedule)
         block = notification_block(client, settings.notify)
-        automate(client, [client.read_deployment_by_name(name).id for name in names], block)
+        automate(client, deployments, block)
     when = f"runs at '{settings.cron}' {settings.timezone}" if settings.cron else "no schedule, as run.cron names none"
     say(f"deployment: {DEPLOYMENT}, {when}")
     nobody = f"nobody: run.notify names no block, and {WEBHOOK} no webhook"
@@ -215,7 +225,7 @@ def _who_does_them(client: SyncPrefectClient, url: str) -> str:
     if names := online(client, REMOTE_POOL):
         return f"by the worker {', '.join(names)}"
     server = urlsplit(url)
-    how = f"as soon as a worker is there: PREFECT_API_URL={url} python -m flows.work --pool {REMOTE_POOL}"
+    how = f"as soon as a worker is there: PREFECT_API_URL={url} {starter(client, REMOTE_POOL)}"
     if server.hostname not in ("127.0.0.1", "localhost"):
         return how
     port = server.port or 80
@@ -223,13 +233,18 @@ def _who_does_them(client: SyncPrefectClient, url: str) -> str:
     return f"{how}\n    on another machine too, while '{tunnel}' runs here, as the server is for this machine only"
 
 
-def _deploy_file(client: SyncPrefectClient, file: Path, pool: str, workspace: Path, url: str) -> None:
-    """All deployments of the file, and the work pool that they name where there is none yet."""
+def _make_pool(client: SyncPrefectClient, pool: str) -> str:
+    """The type of the work pool, made where there is none."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
 
     with suppress(ObjectAlreadyExists):
-        client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+        client.create_work_pool(WorkPoolCreate(name=pool, type=PROCESS))
+    return client.read_work_pool(pool).type
+
+
+def _deploy_file(file: Path, workspace: Path, url: str) -> None:
+    """All deployments of the file."""
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(file), "--all"]
     environment = os.environ | {"PREFECT_API_URL": url}
     told = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Who waits for work: the workers of a work pool of Prefect's that have been heard of lately."""
+"""Who waits for work: the workers of a work pool of Prefect's that have been heard of lately, and how to start one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+
+PROCESS = "process"  # the type of pools whose workers run what they get themselves
 
 
 def online(client: SyncPrefectClient, pool: str) -> list[str]:
@@ -21,3 +23,13 @@ def online(client: SyncPrefectClient, pool: str) -> list[str]:
         if error.response.status_code == 404:
             return []
         raise
+
+
+def starter(client: SyncPrefectClient, pool: str) -> str:
+    """The command that starts a worker of the pool: ours where that is of type `process`, else Prefect's for its type.
+
+    Raises ObjectNotFound where there is no such pool.
+    """
+    if client.read_work_pool(pool).type == PROCESS:
+        return f"python -m flows.work --pool {pool}"
+    return f"prefect worker start --pool {pool} --install-policy if-not-present"

@@ -24,6 +24,7 @@ from uuid import UUID
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.events import emit_event
@@ -348,6 +349,27 @@ def remotes(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> None:
         [sys.executable, "-m", "dvc", "remote", "add", "--quiet", "--default", "store", str(folder / "dvc")],
     ):
         subprocess.run(words, cwd=machine.folder, check=True)
+
+
+def test_a_deployment_for_a_pool_of_another_type_is_left_as_it_is(machine: Machine, client: SyncPrefectClient) -> None:
+    pool = client.create_work_pool(WorkPoolCreate(name=REMOTE_POOL, type="docker"))
+    machine.set({"remote_stages": ["one"]})
+    left = (
+        f"deployment: {REMOTE_DEPLOYMENT} is left as it is, as the pool '{REMOTE_POOL}' is of type docker: "
+        "prefect deploy --prefect-file infra/prefect-image.yaml --all --job-variable image=IMAGE\n"
+    )
+    told = machine.forgeline("up")
+    assert left in told
+    assert f"prefect worker start --pool {REMOTE_POOL} --install-policy if-not-present\n" in told
+    name, _, deployment = REMOTE_DEPLOYMENT.partition("/")
+    flow = client.create_flow_from_name(name)
+    made = client.create_deployment(flow, deployment, entrypoint="of/an/image.py:it", work_pool_name=REMOTE_POOL)
+    assert left in machine.forgeline("up")
+    assert client.read_deployment(made).entrypoint == "of/an/image.py:it"
+    (silent,) = client.read_automations_by_name("forgeline: silent")
+    assert str(made) in str(silent.trigger)
+    client.delete_deployment(made)
+    client.delete_work_pool(pool.name)
 
 
 def test_remote_stages_wait_for_the_worker_that_up_says_how_to_start(
