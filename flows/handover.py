@@ -25,19 +25,20 @@ from prefect.states import Cancelling, Crashed
 from flows.commands import REMOTE, dvc, git, has_remote
 from flows.elsewhere import LEASE_SECONDS, SPOKEN, key_of, state_store
 from flows.graph import Stage
-from flows.mirror import LEASE
+from flows.mirror import LEASE, given_back
 from flows.place import LOCK
 from flows.recording import uncommitted
 from flows.repro import StageRun, is_unchanged, reproduce, restore, stage_of
-from flows.workers import online
+from flows.workers import online, starter
 from pipeline import paths
 from pipeline.delivery.stores import Store, check
 from pipeline.errors import FailedError, ForgelineError, UserError
 from pipeline.running import REMOTE_DEPLOYMENT, REMOTE_POOL
 
 _LOOK_SECONDS = 2.0  # between looks at the run
-_MACHINES = 5  # that may be lost before the run gives up
+_MACHINES = 5  # that may be lost before the run gives up; what one leaves that is told to end is none
 _SILENT_LEASES = 3  # a machine that has not renewed its lease for so long is lost
+_NO_STAGES = "schema: '2.0'\n"  # a dvc.lock of them, as DVC reads it; an empty file is none
 _START_SECONDS = 900.0  # and one that has not begun so long after it was asked for: it may be bought and booted first
 
 
@@ -56,14 +57,16 @@ def hand_over(
         work = _prepare(stage, workspace, commit, needs)
         say(title)
         with get_client(sync_client=True) as client:
-            for _ in range(_MACHINES):
-                if _follow(client, work, say, lease_seconds):
-                    break
+            lost, epoch = 0, None
+            while not _follow(client, work, say, lease_seconds):
+                if (left := given_back(work.store, work.key)) not in (None, epoch):
+                    epoch = left
+                    say("    that machine was told to end; the next one goes on from what it left")
+                    continue
+                lost += 1
+                if lost == _MACHINES:
+                    raise FailedError(f"stage '{stage.name}': {_MACHINES} machines of {REMOTE_POOL} were lost")
                 say("    that machine is lost; the next one goes on from what it mirrored")
-            else:
-                raise FailedError(
-                    f"stage '{stage.name}': {_MACHINES} machines of {REMOTE_POOL} were lost, one after another"
-                )
     if not restore(stage.name, workspace):
         raise FailedError(
             f"stage '{stage.name}': ran in the work pool '{REMOTE_POOL}', but its outputs are not in the DVC remote of "
@@ -130,8 +133,13 @@ def _prepare(stage: Stage, workspace: Path, commit: str, needs: list[str]) -> _W
         dvc(workspace, "push", "--quiet", *needs)
     folder = git(workspace, "rev-parse", "--show-prefix")
     repository = re.sub(r"(?<=://)[^/@]*@", "", git(workspace, "remote", "get-url", REMOTE))  # no password goes along
-    texts = ((workspace / path).read_text(encoding="utf-8") for path in (paths.PARAMS, LOCK))
-    parameters = dict(zip(("commit", "folder", "params", "lock"), (commit, folder, *texts), strict=True))
+    lock = workspace / LOCK
+    parameters = {
+        "commit": commit,
+        "folder": folder,
+        "params": (workspace / paths.PARAMS).read_text(encoding="utf-8"),
+        "lock": lock.read_text(encoding="utf-8") if lock.exists() else _NO_STAGES,  # where no stage has run yet
+    }
     return _Work(
         stage=stage.name,
         parameters={"stage": stage.name, "repository": repository, **parameters},
@@ -146,14 +154,14 @@ def _note(stage: str, workspace: Path) -> None:
 
 
 def _follow(client: SyncPrefectClient, work: _Work, say: Callable[[str], None], lease_seconds: float) -> bool:
-    """One run of the deployment, its lines said here; False when its machine was lost.
+    """One run of the deployment, its lines said here; False when its machine was lost, or was told to end.
 
     Raises FailedError with what it failed with.
     """
     with _submitted(client, work, lease_seconds) as run:
         say(f"    handed to the work pool '{REMOTE_POOL}' as {run.name}")
         if not online(client, REMOTE_POOL):
-            say(f"    no worker of it is online, so this waits: 'python -m flows.work --pool {REMOTE_POOL}' starts one")
+            say(f"    no worker of it is online, so this waits: '{starter(client, REMOTE_POOL)}' starts one")
         heard, pulse = 0, _Pulse(work.store, f"{work.key}/{LEASE}", _SILENT_LEASES * lease_seconds, say)
         while True:
             state = client.read_flow_run(run.id).state

@@ -113,6 +113,18 @@ class Lease:
         return found is not None and found[0] == lease.to_bytes()
 
 
+def given_back(store: Store, key: str) -> int | None:
+    """The epoch of who gave the lease on `key` back, as one that is told to end does; None where none did last.
+
+    None too where the store does not answer.
+    """
+    with suppress(ForgelineError):
+        if found := store.read(f"{key}/{LEASE}"):
+            lease = _Lease(**json.loads(found[0]))
+            return lease.epoch if lease.holder == _RELEASED else None
+    return None
+
+
 class Mirror:
     """Copies of the states in `root`, folders that each have checkpoints/, under `key` of the `store`."""
 

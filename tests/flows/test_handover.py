@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 600  # on a busy machine
 LEASE_SECONDS = 8.0
 LOST = "    that machine is lost; the next one goes on from what it mirrored"
+TOLD = "    that machine was told to end; the next one goes on from what it left"
 
 
 class Project:
@@ -232,9 +233,25 @@ def test_a_machine_that_vanishes_before_it_has_begun_is_noticed_too(
     assert said.count(LOST) == 1
 
 
-def test_a_machine_that_is_told_to_end_leaves_its_last_checkpoint_to_the_next(
-    project: Project, prefect_server: str, tmp_path: Path
+def test_when_as_many_machines_as_may_be_are_lost_the_run_gives_up(
+    project: Project, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(handover, "_MACHINES", 1)
+    project.set(images=400_000, snapshot_images=100_000, seed=12)
+    with ThreadPoolExecutor(1) as pool:
+        with machine(tmp_path / "first", prefect_server):
+            handed = pool.submit(copy_context().run, project.hand_over, lambda _: None)
+            wait_for(mirrored, handed.done)
+        with pytest.raises(FailedError, match=rf"^stage 'train': 1 machines of {REMOTE_POOL} were lost$"):
+            handed.result(PATIENCE_SECONDS)
+    for key in copies():
+        boto3.client("s3").delete_object(Bucket="bucket", Key=key)
+
+
+def test_a_machine_that_is_told_to_end_leaves_its_last_checkpoint_to_the_next(
+    project: Project, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "_MACHINES", 1)  # and is none of those that may be lost
     project.set(images=400_000, snapshot_images=100_000, seed=3)
     said: list[str] = []
     with ThreadPoolExecutor(1) as pool:
@@ -246,6 +263,7 @@ def test_a_machine_that_is_told_to_end_leaves_its_last_checkpoint_to_the_next(
         with machine(tmp_path / "second", prefect_server):
             assert handed.result(PATIENCE_SECONDS).outcome == "ran"
     assert not any("has been silent" in line for line in said)  # the lease was given back
+    assert (said.count(TOLD), said.count(LOST)) == (1, 0)
     assert "    goes on from the state that was mirrored" in said
     check_made_as_undisturbed(project)
 
@@ -290,8 +308,12 @@ def check_made_as_undisturbed(project: Project) -> None:
 
 def mirrored() -> bool:
     """Whether there is a copy of a state in the store."""
+    return bool(copies())
+
+
+def copies() -> list[str]:
     found = boto3.client("s3").list_objects_v2(Bucket="bucket", Prefix="dvc/state/").get("Contents", [])
-    return any(each["Key"].endswith(".tar") for each in found)
+    return [each["Key"] for each in found if each["Key"].endswith(".tar")]
 
 
 def wait_for(true: Callable[[], bool], over: Callable[[], bool]) -> None:
@@ -337,7 +359,6 @@ def small(workspace: Workspace, tmp_path: Path) -> Workspace:
         folder = workspace(stages)
         (folder / "data").mkdir()
         (folder / "data/one.txt").write_text("one\n")
-        (folder / "dvc.lock").write_text("schema: '2.0'\n")
         for words in (
             ["git", "init", "--quiet", "--bare", str(tmp_path / "git")],
             ["git", "remote", "add", "origin", str(tmp_path / "git")],
@@ -413,6 +434,17 @@ def test_a_store_that_ignores_conditions_is_refused(project: Project, s3: str, s
             subprocess.run(command, cwd=folder, check=True)
         with pytest.raises(UserError, match=r"^s3://bucket/small/state: ignores conditional writes, .*; needed a DVC "):
             hand_over(only_stage(folder), folder, "[1/1] one", lambda _: None)
+
+
+def test_where_no_stage_has_run_yet_none_is_in_the_lock_that_is_handed_over(
+    project: Project, small: Workspace, prefect_server: str, tmp_path: Path
+) -> None:
+    folder = small("  one: {cmd: cp data/one.txt one.txt, deps: [data/one.txt], outs: [one.txt]}\n")
+    assert not (folder / "dvc.lock").exists()
+    with machine(tmp_path / "one", prefect_server):
+        assert hand_over(only_stage(folder), folder, "[1/1] one", lambda _: None, LEASE_SECONDS).outcome == "ran"
+    assert (folder / "one.txt").read_text() == "one\n"
+    assert "one.txt" in (folder / "dvc.lock").read_text()
 
 
 def test_without_the_deployment_it_says_how_to_make_it(project: Project) -> None:

@@ -14,7 +14,7 @@ import pytest
 import servers
 
 from flows.elsewhere import LEASE_SECONDS
-from flows.mirror import RENEWALS, FencedError, Keeper, Lease, Mirror, kept
+from flows.mirror import RENEWALS, FencedError, Keeper, Lease, Mirror, given_back, kept
 from flows.repro import GRACE_SECONDS
 from pipeline.delivery.stores import Store, open_store
 from pipeline.errors import FailedError
@@ -68,6 +68,16 @@ def test_the_next_holder_has_the_next_epoch(store: Store) -> None:
     first.release()
     second.take(silently)
     assert (first.epoch, second.epoch) == (1, 2)
+
+
+def test_it_is_seen_who_gave_the_lease_back_and_not_who_is_silent(store: Store) -> None:
+    assert given_back(store, KEY) is None
+    for epoch in (1, 2):
+        lease = Lease(store, KEY, LONG)
+        lease.take(silently)
+        assert given_back(store, KEY) is None
+        lease.release()
+        assert given_back(store, KEY) == epoch
 
 
 def test_one_that_is_silent_is_taken_over_and_then_cannot_renew(store: Store) -> None:
