@@ -31,8 +31,9 @@ from flows.recording import uncommitted
 from flows.repro import StageRun, is_unchanged, reproduce, restore, stage_of
 from flows.workers import online, starter
 from pipeline import paths
-from pipeline.delivery.stores import Store, check
+from pipeline.delivery.stores import Store, check, shown
 from pipeline.errors import FailedError, ForgelineError, UserError
+from pipeline.params import Document
 from pipeline.running import REMOTE_DEPLOYMENT, REMOTE_POOL
 
 _LOOK_SECONDS = 2.0  # between looks at the run
@@ -89,6 +90,14 @@ class _Work:
 def _check(stage: Stage, workspace: Path) -> list[str]:
     """What the stage needs, by the names that `dvc push` knows. Raises UserError where it cannot be handed over."""
     setting = f"params.yaml: run.remote_stages names {stage.name}"
+    params = Document.load(workspace / paths.PARAMS)
+    for key, text in _texts(params.content):
+        if "://" in text and shown(text) != text:
+            raise params.error(
+                key,
+                f"is '{shown(text)}', and run.remote_stages hands it to other machines; needed a URL without a user "
+                "and a query, and the credentials in the environment",
+            )
     with chdir(workspace), Repo() as repo:  # names are relative to where one stands
         found = stage_of(repo, stage.name)
         if found.always_changed or not found.deps or not found.outs or any(out.persist for out in found.outs):
@@ -102,6 +111,19 @@ def _check(stage: Stage, workspace: Path) -> list[str]:
     if changed := uncommitted(workspace):
         raise UserError(f"{changed[0]}: has uncommitted changes; needed a commit of them, as {setting}")
     return needs
+
+
+def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """The texts of settings by their dotted keys."""
+    match value:
+        case str():
+            yield key, value
+        case dict():
+            for name, inner in value.items():
+                yield from _texts(inner, f"{key}.{name}" if key else str(name))
+        case list():
+            for place, inner in enumerate(value):
+                yield from _texts(inner, f"{key}[{place}]")
 
 
 @contextmanager

@@ -418,6 +418,24 @@ def test_a_stage_whose_outputs_would_not_come_back_is_refused(small: Workspace, 
         hand_over(only_stage(folder), folder, "[1/1] one", lambda _: None)
 
 
+@pytest.mark.parametrize(
+    ("secret", "said"),
+    [
+        ("https://me:marked@host/set.zip", "https://***@host/set.zip"),
+        ("https://host/set.zip?X-Amz-Signature=marked", "https://host/set.zip?***"),
+    ],
+)
+def test_credentials_in_params_yaml_are_not_handed_over(small: Workspace, secret: str, said: str) -> None:
+    folder = small("  one: {cmd: cp data/one.txt one.txt, deps: [data/one.txt], outs: [one.txt]}\n")
+    (folder / "params.yaml").write_text(f"own:\n  sets:\n  - s3://bucket/a@b\n  - {secret}\n")
+    with pytest.raises(UserError) as caught:
+        hand_over(only_stage(folder), folder, "[1/1] one", lambda _: None)
+    assert str(caught.value) == (
+        f"{folder}/params.yaml: own.sets[1] is '{said}', and run.remote_stages hands it to other machines; needed a "
+        "URL without a user and a query, and the credentials in the environment"
+    )
+
+
 def test_a_store_that_ignores_conditions_is_refused(project: Project, s3: str, small: Workspace) -> None:
     if servers.is_ceph():
         pytest.skip("a server that does not check signatures is needed, as moto's")
