@@ -30,6 +30,8 @@ from pipeline.errors import FailedError, ForgelineError, UserError
 LEASE_SECONDS = 60.0
 _ACCESS = {  # the settings of a DVC remote that say how it is reached
     "endpointurl": "endpoint_url",
+    "use_ssl": "use_ssl",
+    "ssl_verify": "verify",
     "region": "region",
     "profile": "profile",
     "access_key_id": "access_key_id",

@@ -98,6 +98,8 @@ class S3Store:
                 "s3",
                 config=config,
                 endpoint_url=access.endpoint_url,
+                use_ssl=access.use_ssl,
+                verify=access.verify,
                 region_name=access.region,
                 aws_access_key_id=access.access_key_id,
                 aws_secret_access_key=access.secret_access_key,

@@ -66,9 +66,14 @@ class Store(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """How a bucket is reached, as far as the environment does not say it; the files are those of AWS' tools."""
+    """How a bucket is reached, as far as the environment does not say it; the files are those of AWS' tools.
+
+    `verify` is false where any certificate will do, or a file of authorities; an `endpoint_url` overrides `use_ssl`.
+    """
 
     endpoint_url: str | None = None
+    use_ssl: bool = True
+    verify: bool | str | None = None
     region: str | None = None
     profile: str | None = None
     access_key_id: str | None = None

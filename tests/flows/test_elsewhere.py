@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
@@ -12,6 +15,8 @@ import pytest
 import servers
 
 from flows.elsewhere import state_store
+from pipeline.delivery.s3 import S3Store
+from pipeline.delivery.stores import BrokenError
 from pipeline.errors import UserError
 
 Workspace = Callable[[str], Path]
@@ -19,11 +24,15 @@ Workspace = Callable[[str], Path]
 
 def remote(folder: Path, url: str, **settings: str) -> None:
     """Make it the default DVC remote."""
-    for words in (
-        ["add", "--quiet", "--default", "store", url],
-        *(["modify", "--quiet", "--local", "store", name, value] for name, value in settings.items()),
-    ):
-        subprocess.run([sys.executable, "-m", "dvc", "remote", *words], cwd=folder, check=True)
+    command = [sys.executable, "-m", "dvc", "remote", "add", "--quiet", "--default", "store", url]
+    subprocess.run(command, cwd=folder, check=True)
+    modify(folder, **settings)
+
+
+def modify(folder: Path, **settings: str) -> None:
+    for name, value in settings.items():
+        command = [sys.executable, "-m", "dvc", "remote", "modify", "--quiet", "--local", "store", name, value]
+        subprocess.run(command, cwd=folder, check=True)
 
 
 @pytest.fixture
@@ -61,6 +70,50 @@ def test_the_store_is_reached_as_dvc_reaches_its_remote(
     assert store.create("key", b"state")
     assert [path for _, path in proxy.log] == [f"/states/{by}/state/key"]
     assert all(f"Credential={servers.KEY}/" in each and "/eu-central-7/s3/" in each for each in signed)
+
+
+class Empty(BaseHTTPRequestHandler):
+    """A store that has nothing."""
+
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.end_headers()
+        self.wfile.write(b"<Error><Code>NoSuchKey</Code></Error>")
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def https(proxy: servers.Proxy, tmp_path: Path) -> Iterator[str]:
+    """The URL of a server whose certificate only the file `certificate` vouches for."""
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "certificate")]
+    subprocess.run(["openssl", "req", "-x509", "-nodes", *subject, *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Empty) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"https://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # as asked for
+def test_certificates_are_trusted_as_dvc_trusts_them(https: str, workspace: Workspace, tmp_path: Path) -> None:
+    folder = workspace("  one: {cmd: 'true', outs: [one]}\n")
+    keys = {"access_key_id": servers.KEY, "secret_access_key": servers.SECRET, "region": "us-east-1"}
+    remote(folder, "s3://states/tls", endpointurl=https, **keys)
+    with pytest.raises(BrokenError, match="SSLError"):
+        state_store(folder).read("key")
+    for trusted in (str(tmp_path / "certificate"), "false"):
+        modify(folder, ssl_verify=trusted)
+        assert state_store(folder).read("key") is None
+    modify(folder, use_ssl="false")
+    command = [sys.executable, "-m", "dvc", "remote", "modify", "--quiet", "--local", "--unset", "store", "endpointurl"]
+    subprocess.run(command, cwd=folder, check=True)
+    store = state_store(folder)
+    assert isinstance(store, S3Store)
+    assert store.client.meta.endpoint_url == "http://s3.amazonaws.com"
 
 
 def test_a_folder_is_one_too(workspace: Workspace, tmp_path: Path) -> None:
