@@ -194,11 +194,18 @@ def test_workers_and_runs_have_one_prefect() -> None:
     assert values["selfHostedServerApiConfig"]["apiUrl"].split("/")[2].split(".")[1] == job["namespace"]
 
 
+def test_what_skypilot_is_given_reaches_the_container() -> None:
+    config = read(INFRA / "skypilot.yaml")
+    named = {"PREFECT_API_URL", *config["secrets"]}
+    assert named >= {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "GIT_TOKEN"}
+    assert named <= set(re.findall(r"--env (\w+)(?!=)\b", config["run"]))
+
+
 def test_skypilot_takes_the_task() -> None:
     sky = pytest.importorskip("sky", reason="SkyPilot wants other versions of packages: .github/workflows/infra.yaml")
     config = read(INFRA / "skypilot.yaml")
     given = {name: "given" for section in ("envs", "secrets") for name in config[section]}
-    secrets = [(name, "given") for name in config["secrets"]]
+    secrets = [(name, "given") for name in config["secrets"] if name != "GIT_TOKEN"]  # for a public repository
     task = sky.Task.from_yaml_config(
         config, env_overrides=[(name, given[name]) for name in config["envs"]], secrets_overrides=secrets
     )
