@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,9 @@ def _title(workspace: Path) -> str:
 
 def _least_seen(workspace: Path) -> list[tuple[str, float]]:
     """The classes that the judges see least well in the set, worst first, with their agreement in [0, 1]."""
-    table = _table(workspace / _FIGURES / "per_class.csv", "class", "agreement")
-    rows = [(row["class"], float(row["agreement"])) for row in table if row["agreement"]]
+    path = workspace / _FIGURES / "per_class.csv"
+    table = _table(path, "class", "agreement")
+    rows = [(row["class"], _number(path, row, "agreement")) for row in table if row["agreement"]]
     return sorted(rows, key=lambda each: each[1])[:_WORST]
 
 
@@ -146,15 +148,30 @@ def _curves(workspace: Path) -> bytes | None:
     path = workspace / paths.TRAINING / "curves.csv"
     if not path.is_file():
         return None
-    rows = [{name: float(value) for name, value in row.items() if value} for row in _table(path, "images_seen")]
+    table = _table(path, "images_seen")
+    rows = [{name: _number(path, row, name) for name, value in row.items() if value} for row in table]
     picture = io.BytesIO()
     curves(picture, rows)
     return picture.getvalue()
 
 
 def _table(path: Path, *needed: str) -> list[dict[str, str]]:
-    """The rows of a CSV file. Raises UserError where it is not there or lacks one of the `needed` columns."""
+    """The rows of a CSV file.
+
+    Raises UserError where it is not there, lacks one of the `needed` columns, or has rows of another length.
+    """
     reader = csv.DictReader(io.StringIO(read_output(path).decode(errors="replace"), newline=""))
     if lacking := [name for name in needed if name not in (reader.fieldnames or [])]:
         raise UserError(f"{path}: has no column {lacking[0]}; {AGAIN}")
-    return list(reader)
+    rows = list(reader)
+    if any(None in row or None in row.values() for row in rows):
+        raise UserError(f"{path}: has a row that is not as long as the first; {AGAIN}")
+    return rows
+
+
+def _number(path: Path, row: Mapping[str, str], name: str) -> float:
+    """What a row of the CSV file has in the column. Raises UserError where that is no number."""
+    try:
+        return float(row[name])
+    except ValueError:
+        raise UserError(f"{path}: {name} is '{row[name]}'; needed a number, {AGAIN}") from None

@@ -410,3 +410,18 @@ def test_a_table_without_its_columns_is_named(workspace: Path) -> None:
     (workspace / FIGURES / "per_class.csv").write_text("class\nzero\n")
     with pytest.raises(UserError, match=r"per_class\.csv: has no column agreement; needed what all stages wrote"):
         write_report(workspace)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "lacking"),
+    [
+        (FIGURES / "per_class.csv", "class,agreement\nzero,abc\n", "agreement is 'abc'; needed a number,"),
+        (FIGURES / "per_class.csv", "class,agreement\nzero\n", "has a row that is not as long as the first;"),
+        (paths.TRAINING / "curves.csv", "images_seen,loss\n10,abc\n", "loss is 'abc'; needed a number,"),
+        (paths.TRAINING / "curves.csv", "images_seen\n10,20\n", "has a row that is not as long as the first;"),
+    ],
+)
+def test_a_table_that_is_damaged_is_named(workspace: Path, path: Path, content: str, lacking: str) -> None:
+    (workspace / path).write_text(content)
+    with pytest.raises(UserError, match=rf"^{workspace / path}: {lacking} needed what all stages wrote"):
+        write_report(workspace)
