@@ -6,28 +6,32 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
+from typing import TypeVar
 
 from pipeline.delivery.manifest import is_plain
+from pipeline.delivery.selecting import Selected
 from pipeline.errors import FailedError
 from pipeline.imageset import ImageSet, Row, png, write_imageset
 
 _TAR_IMAGES = 10_000
 _CLASSES = "classes.json"
+T = TypeVar("T")
 
-Batches = Iterable[tuple[str, pa.RecordBatch]]
 
-
-def write_parquet(root: Path, batches: Batches, images: ImageSet, release: str) -> None:
-    """An ImageSet with the classes, and so the labels, of `images`."""
+def write_parquet(root: Path, selected: Iterable[Selected], images: ImageSet, release: str) -> None:
+    """An ImageSet with the classes, and so the labels, of `images`, the PNG bytes as published."""
     rows = (
-        Row(split=split, label=label, image=image, path=path, provenance=more)
-        for split, label, data, path, more in _images(batches)
-        for image in [_decode(data, path, images)]
+        Row(
+            split=split,
+            label=label,
+            image=_naming(png.decode, data, path, images),
+            path=path,
+            provenance=more,
+            encoded=data,
+        )
+        for split, label, data, path, more in selected
     )
     try:
         write_imageset(
@@ -43,12 +47,12 @@ def write_parquet(root: Path, batches: Batches, images: ImageSet, release: str) 
         raise FailedError(f"{release}: {error}") from None
 
 
-def write_imagefolder(root: Path, batches: Batches, images: ImageSet, release: str) -> None:
+def write_imagefolder(root: Path, selected: Iterable[Selected], images: ImageSet, release: str) -> None:
     """SPLIT/CLASS/NUMBER.png, the bytes as published; classes.json gives the labels in order."""
     folders = class_folders(images.classes)
     counts: Counter[tuple[str, int]] = Counter()
-    for split, label, data, path, _ in _images(batches):
-        _decode(data, path, images)
+    for split, label, data, path, _ in selected:
+        _naming(png.check, data, path, images)
         place = root / split / folders[label]
         if not counts[split, label]:
             place.mkdir(parents=True, exist_ok=True)
@@ -57,22 +61,20 @@ def write_imagefolder(root: Path, batches: Batches, images: ImageSet, release: s
     _write_classes(root, images)
 
 
-def write_webdataset(root: Path, batches: Batches, images: ImageSet, release: str) -> None:
+def write_webdataset(root: Path, selected: Iterable[Selected], images: ImageSet, release: str) -> None:
     """SPLIT-NUMBER.tar of some thousand images: .png as published, .cls the label, .json the other columns."""
     counts: Counter[str] = Counter()
     tars: dict[str, tarfile.TarFile] = {}
     try:
-        for split, label, data, path, more in _images(batches):
-            _decode(data, path, images)
+        for split, label, data, path, more in selected:
+            _naming(png.check, data, path, images)
             if counts[split] % _TAR_IMAGES == 0:
                 if split in tars:
                     tars[split].close()
                 tars[split] = tarfile.open(root / f"{split}-{counts[split] // _TAR_IMAGES:06d}.tar", "w")  # noqa: SIM115
-            texts = {"png": data, "cls": b"%d" % label, "json": json.dumps(more, sort_keys=True).encode()}
-            for ending, content in texts.items():
-                member = tarfile.TarInfo(f"{counts[split]:08d}.{ending}")
-                member.size = len(content)
-                tars[split].addfile(member, io.BytesIO(content))
+            _add(tars[split], f"{counts[split]:08d}.png", data)
+            _add(tars[split], f"{counts[split]:08d}.cls", b"%d" % label)
+            _add(tars[split], f"{counts[split]:08d}.json", json.dumps(more, sort_keys=True).encode())
             counts[split] += 1
     finally:
         for tar in tars.values():
@@ -90,17 +92,16 @@ def class_folders(classes: Sequence[str]) -> list[str]:
     return [f"class-{label:05d}" for label in range(len(classes))]
 
 
-def _images(batches: Batches) -> Iterator[tuple[str, int, bytes, str, dict[str, Any]]]:
-    """Split, label, PNG bytes, name and provenance of each image."""
-    for split, rows in batches:
-        for row in rows.to_pylist():
-            image, label = row.pop("image"), row.pop("label")
-            yield split, label, image["bytes"] or b"", image["path"] or "", row
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
 
 
-def _decode(data: bytes, path: str, images: ImageSet) -> Any:
+def _naming(work: Callable[[bytes, tuple[int, int, int]], T], data: bytes, path: str, images: ImageSet) -> T:
+    """What `work` makes of PNG bytes; what is wrong with them as a FailedError that has the name of the image."""
     try:
-        return png.decode(data, images.shape)
+        return work(data, images.shape)
     except ValueError as error:
         raise FailedError(f"the image {path!r:.99} {error}") from None
 

@@ -26,7 +26,7 @@ from pipeline.delivery.manifest import MANIFEST
 from pipeline.delivery.parallel import in_parallel
 from pipeline.delivery.pulling import pull
 from pipeline.delivery.rowgroups import RowGroup, ShardGroups
-from pipeline.delivery.selecting import Part, open_part, read_group
+from pipeline.delivery.selecting import Part, encoded_images, open_part, read_group, release_memory
 from pipeline.delivery.stores import Store, open_store
 from pipeline.delivery.versions import find
 from pipeline.errors import FailedError, UserError
@@ -170,13 +170,17 @@ class Stream:
         where = f"{store.url}/{key}"
         spans = {shard.footer: footers.read(store, key, shard.footer)}
         spans[group.span] = b"".join(span_chunks(store, key, group.span))
+        rows = read_group(_Sparse(spans), where, group)
+        spans.clear()
+        encoded = encoded_images(rows)
+        del rows
+        release_memory(group)
         images = list[NDArray[np.uint8]]()
-        for rows in read_group(_Sparse(spans), where, group):
-            for data in rows["image"].field("bytes").fill_null(b"").to_pylist():
-                try:
-                    images.append(png.decode(data, self.shape).copy())
-                except ValueError as error:
-                    raise FailedError(f"{where}: image {len(images)} of row group {group.index} {error}") from None
+        while encoded:
+            try:
+                images.append(png.decode(encoded.pop(0), self.shape))
+            except ValueError as error:
+                raise FailedError(f"{where}: image {len(images)} of row group {group.index} {error}") from None
         return images
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.delivery.fetching import Tally, fetch_file
-from pipeline.delivery.formats import WRITERS, Batches
+from pipeline.delivery.formats import WRITERS
 from pipeline.delivery.manifest import CARD, CHECKSUMS, MANIFEST, File, Manifest
 from pipeline.delivery.parallel import in_parallel
-from pipeline.delivery.selecting import ALL, Selection, fetch_selected, open_part
+from pipeline.delivery.selecting import ALL, Selected, Selection, fetch_selected, open_part
 from pipeline.delivery.signature import SIGNATURE
 from pipeline.delivery.stores import MAX_BYTES, StoreError
 from pipeline.delivery.versions import Version, find
@@ -100,19 +100,19 @@ def _pull_images(version: Version, work: Path, layout: str, selection: Selection
     shutil.rmtree(out)
     out.mkdir()
     planned = sum(group.span.bytes for _, group in part.plan(selection))
-    batches = fetch_selected(part, selection, work, Tally(f"pulling from {version.name}", planned))
-    counts: list[int] = []
+    images = 0
 
-    def counted() -> Batches:
-        for split, rows in batches:
-            counts.append(rows.num_rows)
-            yield split, rows
+    def counted(image: Selected) -> Selected:
+        nonlocal images
+        images += 1
+        return image
 
-    WRITERS[layout](out, counted(), part.images, version.name)
+    fetched = fetch_selected(part, selection, work, Tally(f"pulling from {version.name}", planned))
+    WRITERS[layout](out, map(counted, fetched), part.images, version.name)
     if card := version.read(CARD):
         (out / _CARD_OF_ALL).write_bytes(card)
     with (out / CHECKSUMS).open("x", encoding="utf-8") as checksums:
-        checksums.write(f"# {sum(counts)} images of {version.name}\n")
+        checksums.write(f"# {images} images of {version.name}\n")
         checksums.writelines(f"{sha256_file(out / path)}  {path}\n" for path in _files(out) if path != CHECKSUMS)
 
 

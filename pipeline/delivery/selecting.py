@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,7 +26,9 @@ from pipeline.imageset.layout import CONFIDENCE, IMAGE_TYPE, IMAGESET_JSON, PROV
 
 _MAX_INDEX = 1 << 26  # bytes of rowgroups.json: tens of millions of images
 _AHEAD = 16  # row groups that are fetched before their turn, into files
-_BATCH_BYTES = 4 << 20  # of a row group that are unpacked at a time
+_LARGE_BYTES = 4 << 20  # of a row group whose memory Arrow should not keep for the next one
+
+Selected = tuple[str, int, bytes, str, dict[str, Any]]  # split, label, PNG, name and provenance of an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +118,8 @@ def open_part(version: Version, work: Path) -> Part:
     return Part(version=version, images=images, shards=shards)
 
 
-def fetch_selected(part: Part, selection: Selection, work: Path, tally: Tally) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """Split and rows, as stored, of the row groups with selected images, in order; only the selected rows.
+def fetch_selected(part: Part, selection: Selection, work: Path, tally: Tally) -> Iterator[Selected]:
+    """The selected images, in order, of the row groups that may hold some.
 
     The shards become files in `work` with holes where nothing was asked for; what is in them from before is used.
     """
@@ -137,39 +140,55 @@ def fetch_selected(part: Part, selection: Selection, work: Path, tally: Tally) -
     for shard, group in in_parallel(fetch, wanted(), tally.stopped, ahead=_AHEAD):
         path = work / shard.shard.path
         place = (shard.shard.split, group.label)
-        for rows in read_group(path, str(path), group):
-            if selection.min_confidence is not None:
-                rows = rows.filter(pc.greater_equal(rows[CONFIDENCE], selection.min_confidence))
-            if selection.per_class is not None:
-                rows = rows.slice(0, selection.per_class - counts[place])
-            counts[place] += rows.num_rows
-            if rows.num_rows:
-                yield shard.shard.split, rows
+        rows = read_group(path, str(path), group)
+        if selection.min_confidence is not None:
+            rows = rows.filter(pc.greater_equal(rows[CONFIDENCE], selection.min_confidence))
+        if selection.per_class is not None:
+            rows = rows.slice(0, selection.per_class - counts[place])
+        counts[place] += rows.num_rows
+        encoded, paths = encoded_images(rows), pc.struct_field(rows["image"], "path").to_pylist()
+        others = rows.drop_columns(["image", "label"]).to_pylist()
+        del rows
+        release_memory(group)
+        for path, more in zip(paths, others, strict=True):
+            yield shard.shard.split, group.label, encoded.pop(0), path or "", more
 
 
-def read_group(source: io.RawIOBase | Path, where: str, group: RowGroup) -> Iterator[pa.RecordBatch]:
-    """The rows of a row group, some at a time. Raises FailedError, at their end, when they are not as published."""
-    several = max(1, group.rows * _BATCH_BYTES // group.span.bytes)
-    left = group.rows
-    with reading(Path(where)), pq.ParquetFile(source) as parquet:
+def read_group(source: io.RawIOBase | Path, where: str, group: RowGroup) -> pa.Table:
+    """The rows of a row group. Raises FailedError when they are not as published."""
+    with reading(Path(where)), pq.ParquetFile(source, pre_buffer=False) as parquet:  # which would keep all it read
         if group.index >= parquet.num_row_groups:
             raise FailedError(f"{where}: has no row group {group.index}")
         check_unpacked(parquet, group.index, group.span.bytes)
-        for rows in parquet.iter_batches(several, row_groups=[group.index]):
-            rows.validate(full=True)  # text may be no UTF-8
-            if not _has_columns(rows, group):
-                raise FailedError(f"{where}: row group {group.index} has other columns than an ImageSet")
-            left -= rows.num_rows
-            if left < 0 or (rows["label"].to_numpy() != group.label).any():
-                break
-            yield rows
-        else:
-            if left == 0:
-                return
-    raise FailedError(f"{where}: row group {group.index} is not {group.rows} images of class {group.label}")
+        if parquet.metadata.row_group(group.index).num_rows != group.rows:  # before there is room made for them
+            raise _other_rows(where, group)
+        rows = parquet.read_row_group(group.index, use_threads=False)
+        rows.validate(full=True)  # text may be no UTF-8
+    release_memory(group)
+    if not _has_columns(rows, group):
+        raise FailedError(f"{where}: row group {group.index} has other columns than an ImageSet")
+    if rows.num_rows != group.rows or (rows["label"].to_numpy() != group.label).any():
+        raise _other_rows(where, group)
+    return rows
 
 
-def _has_columns(rows: pa.RecordBatch, group: RowGroup) -> bool:
+def encoded_images(rows: pa.Table) -> list[bytes]:
+    """What should be PNG, of each row."""
+    found: list[bytes] = pc.struct_field(rows["image"], "bytes").fill_null(b"").to_pylist()
+    return found
+
+
+def release_memory(group: RowGroup) -> None:
+    """Give back what Arrow took for a large row group and freed; of a single image that may be 50 MB in each form."""
+    if group.span.bytes > _LARGE_BYTES:
+        pa.default_memory_pool().release_unused()
+
+
+def _other_rows(where: str, group: RowGroup) -> FailedError:
+    return FailedError(f"{where}: row group {group.index} is not {group.rows} images of class {group.label}")
+
+
+def _has_columns(rows: pa.Table, group: RowGroup) -> bool:
     names, types = rows.schema.names, rows.schema.types
     return (
         names[:2] == ["image", "label"]

@@ -8,7 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from itertools import repeat
 from math import prod
 from pathlib import Path
 
@@ -47,25 +47,40 @@ def check_unpacked(parquet: pq.ParquetFile, group: int, size: int) -> None:
 def decode_shard(path: Path, shape: tuple[int, int, int]) -> Iterator[NDArray[np.uint8]]:
     """The images of one shard in batches, uint8 (n, C, H, W), in row order. Raises FailedError that names the row."""
     row = 0
-    with reading(path), pq.ParquetFile(path) as parquet, png.threads() as pool:
+    # Without pre_buffer, or it would keep all that was read.
+    with reading(path), pq.ParquetFile(path, pre_buffer=False) as parquet, png.threads() as pool:
         for encoded in _encoded(parquet, batch_images(shape), path.stat().st_size):
             pixels = np.empty((len(encoded), *shape), np.uint8)
-            results = pool.map(partial(png.decode, shape=shape), encoded)
-            for image in pixels:
+            if len(encoded) > 1:
+                results = pool.map(png.decode, encoded, repeat(shape), pixels)
+            else:  # a large image, in this thread, for others would keep memory for more of them
+                results = (png.decode(encoded.pop(), shape, out) for out in pixels)
+            for _ in range(len(pixels)):
                 try:
-                    image[:] = next(results)
+                    next(results)
                 except ValueError as error:
                     raise FailedError(f"{path}: the image in row {row} {error}") from None
                 row += 1
             yield pixels
+            del pixels, results  # before the next ones are there
 
 
 def _encoded(parquet: pq.ParquetFile, batch: int, size: int) -> Iterator[list[bytes]]:
     """PNG bytes of at most `batch` images at a time. Group by group: pyarrow keeps what one call has read."""
     for group in range(parquet.num_row_groups):
         check_unpacked(parquet, group, size)
-        for rows in parquet.iter_batches(batch, row_groups=[group], columns=["image.bytes"]):
-            yield rows.column("image").field("bytes").fill_null(b"").to_pylist()
+        batches: Iterator[list[bytes]] = map(
+            _bytes, parquet.iter_batches(batch, row_groups=[group], columns=["image.bytes"])
+        )
+        if parquet.metadata.row_group(group).num_rows <= batch:
+            batches = iter(list(batches))  # to the end, until when the page of a large image is kept too
+            pa.default_memory_pool().release_unused()
+        yield from batches
+
+
+def _bytes(rows: pa.RecordBatch) -> list[bytes]:
+    found: list[bytes] = rows.column("image").field("bytes").fill_null(b"").to_pylist()
+    return found
 
 
 def decoded(key: str, shape: tuple[int, ...], batches: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:

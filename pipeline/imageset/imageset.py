@@ -8,6 +8,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -246,9 +247,9 @@ class ImageSet:
             raise FailedError(
                 f"{path}: has {len(labels)} rows; needed {shard.rows} with labels 0 to {len(self.classes) - 1}"
             )
-        images = (image for pixels in decode_shard(path, self.shape) for image in pixels)
-        for label, image in zip(labels, images, strict=True):
-            yield shard.split, label, content_hash(image)
+        contents = chain.from_iterable(map(_contents, decode_shard(path, self.shape)))
+        for label, content in zip(labels, contents, strict=True):
+            yield shard.split, label, content
 
     def _read_schema(self, shard: Shard) -> pa.Schema:
         path = self.root / shard.path
@@ -264,6 +265,10 @@ class ImageSet:
         for shard in self.shards_of(split):
             self._check_bytes(shard)  # else damaged pixels could be cached under this set's fingerprint
             yield from decode_shard(self.root / shard.path, self.shape)
+
+
+def _contents(pixels: NDArray[np.uint8]) -> list[str]:
+    return list(map(content_hash, pixels))
 
 
 def check_classes(classes: Sequence[str]) -> None:

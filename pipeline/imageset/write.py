@@ -6,7 +6,7 @@ import mmap
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 class Row:
     """One image, uint8 (C, H, W) with C in {1, 3} and H = W; `path` is a name for it.
 
-    `provenance` has the same keys and types in every row and becomes columns.
+    `provenance` has the same keys and types in every row and becomes columns. `encoded` is the PNG of the image, where
+    there is one already.
     """
 
     split: str
@@ -51,6 +52,7 @@ class Row:
     image: NDArray[np.uint8]
     path: str
     provenance: Mapping[str, str | int | float]
+    encoded: bytes | None = None
 
 
 def write_imageset(
@@ -82,9 +84,12 @@ def write_imageset(
         raise UserError(f"{root}: has no images to hold; needed at least one")
     kinds = _check_first(first)
     schema = shard_schema(classes, kinds, synthetic=synthetic, generator=generator)
+    rows = chain(iter([first]), rows)  # an iterator lets go of what it has given, and `chain` not
+    # What the others must be like, without the pixels, which may be 50 MB.
+    first = replace(first, image=np.broadcast_to(np.uint8(0), first.image.shape), encoded=None)
     with atomic_folder(root) as folder:
         spool, hashes = folder / "spool.arrow", folder / "spool.hashes"
-        index = _spool(spool, hashes, chain([first], rows), first, schema, len(classes))
+        index = _spool(spool, hashes, rows, first, schema, len(classes))
         counts = {
             split: np.bincount(index.labels[members], minlength=len(classes)) for split, members in index.by_split()
         }
@@ -146,7 +151,7 @@ def _spool(path: Path, hashes: Path, rows: Iterator[Row], first: Row, schema: pa
                 _check(row, first, classes)
             # A large image alone and in this thread, for each other thread would keep memory for another one.
             each = pool.map if size > 1 else map
-            encoded = each(png.encode, [row.image for row in batch])
+            encoded = each(_encoded, batch)
             contents = each(content_hash, [row.image for row in batch])
             columns: list[Any] = [
                 [{"bytes": data, "path": row.path} for data, row in zip(encoded, batch, strict=True)],
@@ -170,6 +175,10 @@ def _spool(path: Path, hashes: Path, rows: Iterator[Row], first: Row, schema: pa
         labels=np.frombuffer(labels, np.int32),
         confidences=np.frombuffer(confidences, np.float64) if sure else None,
     )
+
+
+def _encoded(row: Row) -> bytes:
+    return png.encode(row.image) if row.encoded is None else row.encoded
 
 
 def _contents(hashes: Path, index: _Index, plan: _Plan) -> Iterator[tuple[str, int, str]]:
@@ -253,6 +262,7 @@ def _write_shards(folder: Path, spool: Path, plan: _Plan, schema: pa.Schema) -> 
                 for group in groups:
                     writer.write_table(_take(reader, group), row_group_size=len(group))
                     mapped.madvise(mmap.MADV_DONTNEED)  # else all that was read would count as this process's memory
+                    pa.default_memory_pool().release_unused()
             yield Shard(
                 path=path.name,
                 split=split,
@@ -265,6 +275,8 @@ def _write_shards(folder: Path, spool: Path, plan: _Plan, schema: pa.Schema) -> 
 def _take(reader: Any, rows: NDArray[np.int64]) -> pa.Table:
     """The spooled `rows`, ascending. Batch by batch: taking from a table of all would read it into memory."""
     batches, places = np.divmod(rows, reader.get_batch(0).num_rows)
-    return pa.Table.from_batches(
-        [reader.get_batch(int(batch)).take(pa.array(places[batches == batch])) for batch in np.unique(batches)]
-    )
+    found = []
+    for number in np.unique(batches).tolist():
+        batch, wanted = reader.get_batch(number), places[batches == number]
+        found.append(batch if len(wanted) == batch.num_rows else batch.take(pa.array(wanted)))  # of one image no copy
+    return pa.Table.from_batches(found)

@@ -71,6 +71,8 @@ def test_larger_images_take_no_more_memory(tmp_path: Path, description, monkeypa
     assert max(found) < 300, found
 
 
-def test_images_larger_than_a_row_group_take_no_more_memory(tmp_path: Path, description) -> None:
-    found = peaks(tmp_path, description, 1, each=8, size=2048)  # of 13 MB each
+@pytest.mark.parametrize(("each", "size"), [(8, 2048), (3, 4096)])
+def test_images_larger_than_a_row_group_take_no_more_memory(tmp_path: Path, description, each: int, size: int) -> None:
+    """Of 13 MB each, and of 50 MB, which are the largest that there can be."""
+    found = peaks(tmp_path, description, 1, each=each, size=size)
     assert max(found) < 300, found

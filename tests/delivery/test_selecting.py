@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from pipeline.cli import forgeline
 from pipeline.delivery import open_store, publish, pull
@@ -51,6 +53,27 @@ def test_of_some_classes_every_row(release: str, large: ImageSet, tmp_path: Path
     assert found.counts == {"train": (100, 0, 100)}
     wanted = [row for row in rows(large) if row["label"] in (0, 2)]
     assert sorted(rows(found), key=str) == sorted(wanted, key=str)
+
+
+@pytest.mark.parametrize("url", ["folder"], indirect=True)
+def test_a_selection_has_the_png_bytes_that_were_published(
+    url: str, tmp_path: Path, make_images, description, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another encoder has written them, which stores pixels without compressing them."""
+
+    def stored(image: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(image[0]).save(buffer, format="PNG", compress_level=0)
+        return buffer.getvalue()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.imageset.png.encode", stored)
+        images = make_images(tmp_path / "set")
+    publish(open_store(url), "digits", images.root, description=description, documents={})
+    found = ImageSet.open(pull(f"{url}/digits", tmp_path / "dest", selection=Selection(classes=("one",))))
+    found.verify()
+    wanted = [row["image"] for row in images.table("train").to_pylist() if row["label"] == images.classes.index("one")]
+    assert sorted(found.table("train")["image"].to_pylist(), key=str) == sorted(wanted, key=str)
 
 
 @pytest.mark.parametrize("url", ["folder"], indirect=True)

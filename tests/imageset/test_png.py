@@ -37,6 +37,14 @@ def test_round_trip(image: np.ndarray) -> None:
     assert np.array_equal(png.decode(png.encode(image), image.shape), image)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_large_image_is_put_together_of_strips(channels: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (channels, 2100, 2100), np.uint8)
+    out = np.zeros_like(image)
+    assert png.decode(png.encode(image), image.shape, out) is out
+    assert np.array_equal(out, image)
+
+
 def test_other_readers_see_the_same_picture() -> None:
     image = np.arange(192, dtype=np.uint8).reshape(3, 8, 8)
     with Image.open(io.BytesIO(png.encode(image))) as picture:
@@ -56,11 +64,21 @@ def test_a_second_header_does_not_smuggle_a_bomb() -> None:
         png.decode(bomb, (1, 8, 8))
 
 
+def test_a_second_header_of_another_kind_is_damage() -> None:
+    """By which Pillow would go: colours of three bytes for the pixels of one."""
+    pixels = chunk(b"IDAT", zlib.compress(bytes(8 * 25)))
+    data = SIGNATURE + header(8, 8) + header(8, 8, colour=2) + pixels + chunk(b"IEND", b"")
+    for read in (png.decode, png.check):
+        with pytest.raises(ValueError, match="damaged"):
+            read(data, (1, 8, 8))
+
+
 @pytest.mark.parametrize("kind", [(16, 0), (16, 2), (1, 0), (8, 3), (8, 6), (8, 4)])
 def test_what_would_lose_something_is_refused(kind: tuple[int, int]) -> None:
     data = SIGNATURE + header(8, 8, *kind) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    with pytest.raises(ValueError, match="needed"):
-        png.decode(data, (3, 8, 8))
+    for read in (png.decode, png.check):
+        with pytest.raises(ValueError, match="needed"):
+            read(data, (3, 8, 8))
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture at all, but longer than a header", b"\xff\xd8\xff\xe0" + bytes(40)])
