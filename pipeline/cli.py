@@ -300,11 +300,12 @@ def rollback(release: str, channel: str, why: str) -> None:
 @forgeline.command("yank")
 @click.argument("version")
 @click.option("--why", required=True, callback=_said, help="What pullers are told.")
-def yank_(version: str, why: str) -> None:
+@click.option("--remove", is_flag=True, help="Also remove its images and all that describes them, for good.")
+def yank_(version: str, why: str, remove: bool) -> None:
     """Take back VERSION (URL/NAME@VERSION): channels go back to another, pullers are told and refused."""
     from pipeline.delivery.keeping import yank
 
-    for moved in yank(version, why=why):
+    for moved in yank(version, why=why, remove=remove):
         click.echo(moved)
 
 

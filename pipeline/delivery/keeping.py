@@ -10,7 +10,16 @@ from pipeline.delivery.manifest import CHECKSUMS, MANIFEST, check_name, is_name
 from pipeline.delivery.parallel import in_parallel
 from pipeline.delivery.pointer import LATEST, Action, Pointer, move, now, read_pointers, user
 from pipeline.delivery.stores import Store, check_url, open_store
-from pipeline.delivery.versions import YANKED, Version, Yank, find, folder_versions, read_version, read_versions
+from pipeline.delivery.versions import (
+    YANKED,
+    Version,
+    Yank,
+    find,
+    folder_versions,
+    locate,
+    read_version,
+    read_versions,
+)
 from pipeline.errors import UserError
 
 
@@ -51,21 +60,33 @@ def rollback(url: str, *, channel: str = LATEST, why: str) -> str:
     return f"{name}@{version}"
 
 
-def yank(url: str, *, why: str) -> list[str]:
-    """Take back a version: mark it, then roll back every channel that names it. Sentences that say what was done."""
-    version = find(url)
-    store, name, taken = version.store, version.manifest.name, version.manifest.version
+def yank(url: str, *, why: str, remove: bool = False) -> list[str]:
+    """Take back a version: mark it, then roll back every channel that names it. Sentences that say what was done.
+
+    With `remove` all else of it is removed then, also where a channel still names it, as for want of another version.
+    """
+    store, name, taken = locate(url)
+    if not (remove and Yank.read(store, name, taken)):  # or this goes on with a removal that was cut off
+        find(f"{store.url}/{name}@{taken}")
+    label = f"{name}@{taken}"
     new = Yank(why=why, since=now(), by=user()).write(store, name, taken)
-    said = [f"{version.name}: yanked" if new else f"{version.name}: was yanked already"]
+    said = [f"{label}: yanked" if new else f"{label}: was yanked already"]
     for pointer in read_pointers(store, name):
         if pointer.version != taken:
             continue
         back = _back(store, name, pointer, "yank", why)
+        if new and not back:  # for the history
+            move(store, name, taken, pointer, action="yank", channel=pointer.channel, why=why)
         said.append(
             f"{pointer.channel}: now {name}@{back}"
             if back
-            else f"{pointer.channel}: still names {version.name}, for there is no other; pullers are refused"
+            else f"{pointer.channel}: still names {label}, for there is no other; pullers are refused"
         )
+    if remove:
+        folder = f"{name}/v={taken}/"
+        store.delete(folder + MANIFEST)  # first, so that no reader ever sees a part of it as whole
+        _remove(store, store.sizes(folder), keep=folder + YANKED)
+        said.append(f"{label}: removed, but for the mark that it was yanked")
     return said
 
 

@@ -36,7 +36,9 @@ def releases_table(releases: Iterable[ReleaseInfo]) -> Table:
             continue
         verdict = _plain(release.verdict)
         if release.yanked is not None:
-            verdict = Text.assemble(("yanked: ", "red"), _plain(release.yanked))
+            verdict = Text.assemble(
+                ("yanked and removed: " if release.removed else "yanked: ", "red"), _plain(release.yanked)
+            )
         table.add_row(
             release.name,
             release.version,

@@ -90,6 +90,7 @@ class Version:
 class ReleaseInfo:
     """One published version, and the channels that name it; `yanked` is the reason.
 
+    Of one that was `removed` after it was yanked no more than that is known, and since when, which is `created`.
     `damaged` is what is wrong where it cannot be read: then only its name, its version and its channels are known. Of a
     channel that cannot be read the version is not known either.
     """
@@ -104,11 +105,21 @@ class ReleaseInfo:
     verdict: str = ""
     channels: tuple[str, ...]
     yanked: str | None = None
+    removed: bool = False
     damaged: str | None = None
 
 
 def find(url: str) -> Version:
     """The version that URL/NAME (its latest), URL/NAME@VERSION or URL/NAME@CHANNEL names. Raises UserError for none."""
+    store, name, version = locate(url)
+    found = read_version(store, name, version)
+    if found is None:
+        raise _missing(store, name, version)
+    return found
+
+
+def locate(url: str) -> tuple[Store, str, str]:
+    """The store, the name and the version of what `find` finds, whether that is still there or not."""
     check_url(url)
     base, _, last = url.rstrip("/").rpartition("/")
     name, at, word = last.partition("@")
@@ -119,16 +130,11 @@ def find(url: str) -> Version:
     if at:
         check_name("version", word)
     if is_version(word):
-        version = word
-    else:
-        pointer = Pointer.read(store, name, word or LATEST)
-        if pointer is None:
-            raise _missing(store, name, word)
-        version = pointer.version
-    found = read_version(store, name, version)
-    if found is None:
-        raise _missing(store, name, version)
-    return found
+        return store, name, word
+    pointer = Pointer.read(store, name, word or LATEST)
+    if pointer is None:
+        raise _missing(store, name, word)
+    return store, name, pointer.version
 
 
 def read_version(store: Store, name: str, version: str) -> Version | None:
@@ -173,18 +179,24 @@ def _list_versions(store: Store, name: str, versions: list[str]) -> list[Release
         try:
             pointer = Pointer.read(store, name, channel)
         except FailedError as error:
-            rows.append(_damaged(name, "", [channel], error))
+            rows.append(_damaged(name, "", (channel,), error))
         else:
             if pointer:
                 naming.setdefault(pointer.version, []).append(channel)
 
     def describe(version: str) -> ReleaseInfo | None:
+        named_by = tuple(naming.get(version, ()))
         try:
             found = read_version(store, name, version)
+            yank = found.yank if found else Yank.read(store, name, version)
         except FailedError as error:
-            return _damaged(name, version, naming.get(version, []), error)
+            return _damaged(name, version, named_by, error)
         if found is None:
-            return None
+            if yank is None:
+                return None
+            return ReleaseInfo(
+                name=name, version=version, created=yank.since, channels=named_by, yanked=yank.why, removed=True
+            )
         manifest = found.manifest
         return ReleaseInfo(
             name=name,
@@ -195,19 +207,19 @@ def _list_versions(store: Store, name: str, versions: list[str]) -> list[Release
             bytes=manifest.total_bytes,
             licence=manifest.licence,
             verdict=manifest.verdict,
-            channels=tuple(naming.get(version, ())),
-            yanked=found.yank.why if found.yank else None,
+            channels=named_by,
+            yanked=yank.why if yank else None,
         )
 
     rows += filter(None, in_parallel(describe, versions, threading.Event()))
     return sorted(rows, key=lambda row: (row.damaged is not None, row.created), reverse=True)
 
 
-def _damaged(name: str, version: str, named_by: list[str], error: FailedError) -> ReleaseInfo:
+def _damaged(name: str, version: str, named_by: tuple[str, ...], error: FailedError) -> ReleaseInfo:
     """The row of what cannot be read; raises the error where it is the store that did not answer."""
     if isinstance(error, BrokenError):
         raise error
-    return ReleaseInfo(name=name, version=version, channels=tuple(named_by), damaged=str(error))
+    return ReleaseInfo(name=name, version=version, channels=named_by, damaged=str(error))
 
 
 def _missing(store: Store, name: str, word: str) -> UserError:
@@ -219,6 +231,11 @@ def _missing(store: Store, name: str, word: str) -> UserError:
         return UserError(f"{store.url}: has no release '{name}'; {nearest(name, names)}")
     if not word:
         return UserError(f"{store.url}/{name}: has no published version yet")
+    if is_version(word) and (yank := Yank.read(store, name, word)):
+        return UserError(
+            f"{store.url}: {name}@{word} was yanked on {yank.since:.10} ({yank.why}) and removed; "
+            "needed another version"
+        )
     known = channels(store, name)
     known += [version for version in folder_versions(store, name) if version != word]
     hint = f"; {nearest(word, known)}" if known else ""

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from click.testing import CliRunner
 
-from pipeline.delivery import keeping, list_releases, open_store, publish, pull, verify
+from pipeline.cli import forgeline
+from pipeline.delivery import keeping, list_releases, open_release, open_store, publish, pull, verify
 from pipeline.delivery.pointer import Pointer
 from pipeline.errors import FailedError, UserError
 
@@ -82,6 +87,78 @@ def test_the_only_version_can_be_yanked(url: str, images, description, tmp_path:
     assert said[1] == f"latest: still names digits@{version}, for there is no other; pullers are refused"
     with pytest.raises(UserError, match="a mistake"):
         pull(f"{url}/digits", tmp_path / "dest")
+
+
+REMOVED = r"was yanked on \d{4}-\d\d-\d\d \(shows a person\) and removed; needed another version"
+
+
+def test_the_only_version_can_be_removed(url: str, images, description, tmp_path: Path, make_images) -> None:
+    version = publish(open_store(url), "digits", images.root, description=description, documents={}).version
+    assert keeping.yank(f"{url}/digits", why="shows a person", remove=True) == [
+        f"digits@{version}: yanked",
+        f"latest: still names digits@{version}, for there is no other; pullers are refused",
+        f"digits@{version}: removed, but for the mark that it was yanked",
+    ]
+    assert open_store(url).sizes("digits/").keys() == {"digits/latest.json", f"digits/v={version}/yanked.json"}
+    for release in (f"{url}/digits", f"{url}/digits@latest", f"{url}/digits@{version}"):
+        for insist in (lambda at: pull(at, tmp_path / "dest", yanked=True), lambda at: open_release(at, yanked=True)):
+            with pytest.raises(UserError, match=REMOVED):
+                insist(release)
+        with pytest.raises(UserError, match=REMOVED):
+            verify(release)
+    with pytest.raises(UserError, match=REMOVED):
+        keeping.promote(f"{url}/digits@{version}", channel="stable", why="")
+    assert not (tmp_path / "dest").exists()
+    with pytest.raises(UserError, match=r"was yanked \(shows a person\); needed another set"):
+        publish(open_store(url), "digits", images.root, description=description, documents={})
+    assert keeping.prune(f"{url}/digits", keep=1) == keeping.collect(open_store(url), NOW) == []
+    other = publish(
+        open_store(url), "digits", make_images(tmp_path / "o", 1).root, description=description, documents={}
+    )
+    assert (other.latest, verify(f"{url}/digits").version) == (True, other.version)
+    with pytest.raises(UserError, match="latest named no version before"):
+        keeping.rollback(f"{url}/digits", why="")
+
+
+def test_the_commands_say_that_a_version_was_removed(tmp_path: Path, images, description) -> None:
+    url = str(tmp_path / "releases")
+    version = publish(open_store(url), "digits", images.root, description=description, documents={}).version
+    words = ["yank", f"{url}/digits", "--why", "shows a person", "--remove"]
+    assert CliRunner().invoke(forgeline, words, catch_exceptions=False).exit_code == 0
+    table = CliRunner().invoke(forgeline, ["list", url], catch_exceptions=False).stdout
+    assert re.search(rf"digits +{version} .* latest +yanked and removed: shows a person *\n", table)
+    (row,) = json.loads(CliRunner().invoke(forgeline, ["list", url, "--json"]).stdout)
+    assert (row["version"], row["yanked"], row["removed"], row["images"]) == (version, "shows a person", True, 0)
+    with pytest.raises(UserError, match=REMOVED):
+        CliRunner().invoke(forgeline, ["show", f"{url}/digits"], catch_exceptions=False)
+    history = CliRunner().invoke(forgeline, ["history", f"{url}/digits"], catch_exceptions=False).stdout
+    assert re.search(rf"latest +{version} .* yank +shows a person *\n", history)
+
+
+def test_a_removal_that_was_cut_off_is_told_and_goes_on(
+    url: str, versions: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Right after it took the manifest away: no reader sees what is left as whole."""
+    with monkeypatch.context() as patch:
+        patch.setattr(keeping, "_remove", Mock(side_effect=FailedError("the store is away")))
+        with pytest.raises(FailedError, match="away"):
+            keeping.yank(f"{url}/digits", why="shows a person", remove=True)
+    assert len(open_store(url).sizes(f"digits/v={versions[2]}/")) > 4
+    with pytest.raises(UserError, match=REMOVED):
+        pull(f"{url}/digits@{versions[2]}", tmp_path / "dest", yanked=True)
+    assert keeping.yank(f"{url}/digits@{versions[2]}", why="again", remove=True) == [
+        f"digits@{versions[2]}: was yanked already",
+        f"digits@{versions[2]}: removed, but for the mark that it was yanked",
+    ]
+    assert list(open_store(url).sizes(f"digits/v={versions[2]}/")) == [f"digits/v={versions[2]}/yanked.json"]
+    assert latest(url) == versions[1]
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_what_is_not_there_is_neither_yanked_nor_removed(url: str, versions: list[str], remove: bool) -> None:
+    with pytest.raises(UserError, match="has no version '0123456789abcdef'"):
+        keeping.yank(f"{url}/digits@0123456789abcdef", why="a mistake", remove=remove)
+    assert not open_store(url).sizes("digits/v=0123456789abcdef/")
 
 
 def test_a_yanked_set_is_neither_published_nor_promoted_again(
