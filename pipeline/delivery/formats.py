@@ -58,6 +58,7 @@ def write_imagefolder(root: Path, selected: Iterable[Selected], images: ImageSet
             place.mkdir(parents=True, exist_ok=True)
         (place / f"{counts[split, label]:07d}.png").write_bytes(data)
         counts[split, label] += 1
+        del data  # which may be 50 MB, before the next one is there in two forms
     _write_classes(root, images)
 
 
@@ -76,6 +77,7 @@ def write_webdataset(root: Path, selected: Iterable[Selected], images: ImageSet,
             _add(tars[split], f"{counts[split]:08d}.cls", b"%d" % label)
             _add(tars[split], f"{counts[split]:08d}.json", json.dumps(more, sort_keys=True).encode())
             counts[split] += 1
+            del data  # as above
     finally:
         for tar in tars.values():
             tar.close()
