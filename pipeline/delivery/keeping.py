@@ -7,7 +7,6 @@ from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
 from pipeline.delivery.manifest import CHECKSUMS, MANIFEST, check_name, is_name
-from pipeline.delivery.parallel import in_parallel
 from pipeline.delivery.pointer import LATEST, Action, Pointer, move, now, read_pointers, user
 from pipeline.delivery.stores import Store, check_url, open_store
 from pipeline.delivery.versions import (
@@ -21,6 +20,7 @@ from pipeline.delivery.versions import (
     read_versions,
 )
 from pipeline.errors import UserError
+from pipeline.parallel import in_parallel
 
 
 def open_release_store(url: str) -> tuple[Store, str]:

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from pipeline import paths
 from pipeline.delivery.fetching import Span, span_chunks
 from pipeline.delivery.manifest import MANIFEST
-from pipeline.delivery.parallel import in_parallel
 from pipeline.delivery.pulling import pull
 from pipeline.delivery.rowgroups import RowGroup, ShardGroups
 from pipeline.delivery.selecting import Part, encoded_images, open_part, read_group, release_memory
@@ -31,6 +30,7 @@ from pipeline.delivery.stores import Store, open_store
 from pipeline.delivery.versions import find
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet, png
+from pipeline.parallel import in_parallel
 
 _MIXED = 16  # row groups, of a class each, whose images a stream shuffles together, and twice as many before
 _MIXED_BYTES = 48 << 20  # of pixels at most: a reader is to stay below 300 MB, of which Python and Arrow take 90

@@ -14,7 +14,6 @@ from pathlib import Path
 from pipeline.delivery.fetching import Tally, fetch_file
 from pipeline.delivery.formats import WRITERS
 from pipeline.delivery.manifest import CARD, CHECKSUMS, MANIFEST, File, Manifest
-from pipeline.delivery.parallel import in_parallel
 from pipeline.delivery.selecting import ALL, Selected, Selection, fetch_selected, open_part
 from pipeline.delivery.signature import SIGNATURE
 from pipeline.delivery.stores import MAX_BYTES, StoreError
@@ -23,6 +22,7 @@ from pipeline.errors import FailedError, ForgelineError, UserError
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import resumable_folder, sha256_file
 from pipeline.imageset.layout import IMAGESET_JSON
+from pipeline.parallel import in_parallel
 
 _CARD_OF_ALL = "RELEASE.md"  # not README.md, whose numbers `datasets` would hold against a part of the set
 _NAMED = 10  # wrong files, in the sentence that verifying ends with

@@ -26,7 +26,6 @@ from pipeline.delivery.manifest import (
     Manifest,
     check_name,
 )
-from pipeline.delivery.parallel import in_parallel
 from pipeline.delivery.pointer import LATEST, Pointer, move, now
 from pipeline.delivery.rowgroups import ROWGROUPS
 from pipeline.delivery.signature import SIGNATURE, read_private_key
@@ -36,6 +35,7 @@ from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet
 from pipeline.imageset.files import sha256_file
 from pipeline.imageset.layout import IMAGESET_JSON
+from pipeline.parallel import in_parallel
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

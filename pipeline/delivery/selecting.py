@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.delivery.fetching import Span, Tally, fetch_file, span_chunks
-from pipeline.delivery.parallel import in_parallel
 from pipeline.delivery.rowgroups import ROWGROUPS, RowGroup, ShardGroups, parse
 from pipeline.delivery.versions import Version
 from pipeline.errors import FailedError, UserError, nearest
 from pipeline.imageset import ImageSet
 from pipeline.imageset.decode import check_unpacked, reading
 from pipeline.imageset.layout import CONFIDENCE, IMAGE_TYPE, IMAGESET_JSON, PROVENANCE_TYPES
+from pipeline.parallel import in_parallel
 
 _MAX_INDEX = 1 << 26  # bytes of rowgroups.json: tens of millions of images
 _AHEAD = 16  # row groups that are fetched before their turn, into files

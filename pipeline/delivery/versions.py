@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.delivery.manifest import MANIFEST, SCHEMA_VERSION, Manifest, check_name, is_name, parse_json, to_json
-from pipeline.delivery.parallel import in_parallel
 from pipeline.delivery.pointer import LATEST, Pointer, channels, is_version
 from pipeline.delivery.signature import SIGNATURE, check, read_public_key
 from pipeline.delivery.stores import BrokenError, Store, check_url, open_store
 from pipeline.errors import FailedError, UserError, nearest
+from pipeline.parallel import in_parallel
 
 YANKED = "yanked.json"
 

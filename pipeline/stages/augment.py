@@ -31,7 +31,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import paths
-from pipeline.delivery.parallel import in_parallel
 from pipeline.errors import FailedError, UserError
 from pipeline.errors import nearest as nearest_name
 from pipeline.gan.model import Model
@@ -44,6 +43,7 @@ from pipeline.metrics.judges import FILTER, Judges
 from pipeline.metrics.manifold import Manifold
 from pipeline.metrics.neighbours import Nearest, nearest_of_domain
 from pipeline.metrics.probe import surprise
+from pipeline.parallel import in_parallel
 from pipeline.params import SEEDS, Document
 from pipeline.progress import ProgressLine
 

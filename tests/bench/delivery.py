@@ -27,8 +27,8 @@ import boto3
 import numpy as np
 
 from pipeline.delivery import Description, Lineage, find, open_release, open_store, publish, pull, rowgroups
-from pipeline.delivery.parallel import in_parallel
 from pipeline.imageset import ImageSet, Row, Shard, write_imageset
+from pipeline.parallel import in_parallel
 
 ROUNDS, SIZE = 3, 32
 DEMANDED = 1.15  # of the slowest part

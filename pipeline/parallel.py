@@ -1,4 +1,4 @@
-"""Requests to a store, several at a time."""
+"""Work on several items at a time, by threads, with the results in order."""
 
 from __future__ import annotations
 

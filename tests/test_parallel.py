@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from pipeline.delivery.parallel import in_parallel
+from pipeline.parallel import in_parallel
 
 
 @pytest.mark.parametrize("sizes", [[1] * 50, [3, 5, 8, 1, 1, 1, 9, 10, 2], [7, 30, 7, 30, 30, 1]])
