@@ -19,11 +19,11 @@ from urllib.parse import urlsplit
 import psutil
 
 from flows.run import QUIET
-from flows.workers import PROCESS, online, starter
+from flows.workers import online, starter
 from pipeline.doctor import prefect_answers, read_all_params
 from pipeline.errors import FailedError, UserError, ending
 from pipeline.imageset.files import write_atomically
-from pipeline.running import POOL, REMOTE_DEPLOYMENT, REMOTE_POOL, UP, RunSettings, read_run_settings
+from pipeline.running import POOL, PROCESS, REMOTE_DEPLOYMENT, REMOTE_POOL, UP, RunSettings, read_run_settings
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.running import worker_command
+
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-
-PROCESS = "process"  # the type of pools whose workers run what they get themselves
 
 
 def online(client: SyncPrefectClient, pool: str) -> list[str]:
@@ -26,10 +26,5 @@ def online(client: SyncPrefectClient, pool: str) -> list[str]:
 
 
 def starter(client: SyncPrefectClient, pool: str) -> str:
-    """The command that starts a worker of the pool: ours where that is of type `process`, else Prefect's for its type.
-
-    Raises ObjectNotFound where there is no such pool.
-    """
-    if client.read_work_pool(pool).type == PROCESS:
-        return f"python -m flows.work --pool {pool}"
-    return f"prefect worker start --pool {pool} --install-policy if-not-present"
+    """The command that starts a worker of the pool. Raises ObjectNotFound where there is no such pool."""
+    return worker_command(pool, client.read_work_pool(pool).type)

@@ -34,7 +34,7 @@ from pipeline.delivery.workspace import open_workspace_store
 from pipeline.errors import ForgelineError, UserError
 from pipeline.params import Document
 from pipeline.progress import duration
-from pipeline.running import POOL, REMOTE_DEPLOYMENT, REMOTE_POOL, UP, read_run_settings
+from pipeline.running import POOL, PROCESS, REMOTE_DEPLOYMENT, REMOTE_POOL, UP, read_run_settings, worker_command
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "prefect", "dvc", "great-expectations")
 LEAST_DISK_GB, LEAST_MEMORY_GB = 5.0, 2.0
@@ -390,10 +390,12 @@ def _release(text: str) -> tuple[int, ...]:
 def _workers(workspace: Path, api: str | None) -> Finding:
     if not api:
         return "ok", "none is needed; 'forgeline up' starts one for scheduled runs", ""
-    found = [_workers_of(POOL, api, "start one with 'forgeline up', or 'python -m flows.work --pool forgeline'")]
+    found = [_workers_of(POOL, api, f"start one with 'forgeline up', or '{worker_command(POOL, PROCESS)}'")]
     if _remote_stages(workspace):
-        mend = f"'python -m flows.work --pool {REMOTE_POOL}' on a machine that has a GPU"
-        found.append(_workers_of(REMOTE_POOL, api, mend))
+        pool = _asked(api, f"work_pools/{REMOTE_POOL}")
+        kind = pool.get("type", PROCESS) if isinstance(pool, dict) else PROCESS
+        where = " on a machine that has a GPU" if kind == PROCESS else ""
+        found.append(_workers_of(REMOTE_POOL, api, f"'{worker_command(REMOTE_POOL, kind)}'{where}"))
     return _worst(found)
 
 

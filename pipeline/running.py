@@ -11,6 +11,7 @@ from pipeline.params import Document
 
 POOL = "forgeline"  # the work pool of Prefect's that runs are deployed to
 REMOTE_POOL = "forgeline-gpu"  # that of machines which only run the stages of run.remote_stages
+PROCESS = "process"  # the type of pools whose workers run what they get themselves
 REMOTE_DEPLOYMENT = "elsewhere/stage"  # of the flow which runs such a stage
 HEARTBEAT_SECONDS = 30  # between two signs of life of a run; Prefect knows no shorter time
 RETRIES = 8  # of each request to a Prefect server that is away, after 2, 4, … seconds: it may be updated just then
@@ -29,6 +30,13 @@ Metric = Literal[
     "memorization.nearer_than_percentile_1",
 ]
 _BRANCH = re.compile(r"(?!-)(?!.*(//|\.\.|@\{|\.lock(/|$)))[^\s~^:?*\[\\\x00-\x1f]+(?<![/.])")
+
+
+def worker_command(pool: str, kind: str) -> str:
+    """The command that starts a worker of a pool of that type: ours where it is PROCESS, else Prefect's."""
+    if kind == PROCESS:
+        return f"python -m flows.work --pool {pool}"
+    return f"prefect worker start --pool {pool} --install-policy if-not-present"
 
 
 @dataclass(frozen=True, kw_only=True)

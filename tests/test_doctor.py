@@ -352,6 +352,8 @@ def test_pools_workers_and_deployments_of_a_server(workspace: Path, monkeypatch:
         try:
             while "no worker of the pool 'forgeline-gpu'" not in (said := found("workers")[1]):
                 assert worker.poll() is None, said
+            mend = "'prefect worker start --pool forgeline-gpu --install-policy if-not-present'"
+            assert finding(workspace, "workers").mend == mend
             run_from(workspace, "{}")
             assert found("workers") == ("ok", "of-the-test waits for runs of the pool 'forgeline'")
         finally:
