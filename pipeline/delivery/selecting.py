@@ -20,8 +20,9 @@ from pipeline.delivery.rowgroups import ROWGROUPS, RowGroup, ShardGroups, parse
 from pipeline.delivery.versions import Version
 from pipeline.errors import FailedError, UserError, nearest
 from pipeline.imageset import ImageSet
-from pipeline.imageset.decode import check_unpacked, reading
+from pipeline.imageset.decode import reading
 from pipeline.imageset.layout import CONFIDENCE, IMAGE_TYPE, IMAGESET_JSON, PROVENANCE_TYPES
+from pipeline.imageset.pages import check_unpacked
 from pipeline.parallel import in_parallel
 
 _MAX_INDEX = 1 << 26  # bytes of rowgroups.json: tens of millions of images
@@ -159,7 +160,7 @@ def read_group(source: io.RawIOBase | Path, where: str, group: RowGroup) -> pa.T
     with reading(Path(where)), pq.ParquetFile(source, pre_buffer=False) as parquet:  # which would keep all it read
         if group.index >= parquet.num_row_groups:
             raise FailedError(f"{where}: has no row group {group.index}")
-        check_unpacked(parquet, group.index, group.span.bytes)
+        check_unpacked(source, parquet.metadata, [group.index], group.span.bytes)
         if parquet.metadata.row_group(group.index).num_rows != group.rows:  # before there is room made for them
             raise _other_rows(where, group)
         rows = parquet.read_row_group(group.index, use_threads=False)

@@ -22,8 +22,7 @@ from pipeline.errors import FailedError
 from pipeline.imageset import png
 from pipeline.imageset.files import atomic_file, forget_unused, mark_used
 from pipeline.imageset.layout import batch_images
-
-_SLACK = 16 << 20  # bytes: names and numbers of many rows pack well
+from pipeline.imageset.pages import check_unpacked
 
 
 @contextmanager
@@ -37,19 +36,12 @@ def reading(path: Path) -> Iterator[None]:
         raise FailedError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())})") from None
 
 
-def check_unpacked(parquet: pq.ParquetFile, group: int, size: int) -> None:
-    """Raise ArrowInvalid where a row group of `size` bytes unpacks to much more: PNG is compressed already."""
-    unpacked = parquet.metadata.row_group(group).total_byte_size
-    if unpacked > 4 * size + _SLACK:
-        raise pa.ArrowInvalid(f"row group {group} unpacks from {size:,} bytes to {unpacked:,}")
-
-
 def decode_shard(path: Path, shape: tuple[int, int, int]) -> Iterator[NDArray[np.uint8]]:
     """The images of one shard in batches, uint8 (n, C, H, W), in row order. Raises FailedError that names the row."""
     row = 0
     # Without pre_buffer, or it would keep all that was read.
     with reading(path), pq.ParquetFile(path, pre_buffer=False) as parquet, png.threads() as pool:
-        for encoded in _encoded(parquet, batch_images(shape), path.stat().st_size):
+        for encoded in _encoded(path, parquet, batch_images(shape)):
             pixels = np.empty((len(encoded), *shape), np.uint8)
             if len(encoded) > 1:
                 results = pool.map(png.decode, encoded, repeat(shape), pixels)
@@ -65,10 +57,10 @@ def decode_shard(path: Path, shape: tuple[int, int, int]) -> Iterator[NDArray[np
             del pixels, results  # before the next ones are there
 
 
-def _encoded(parquet: pq.ParquetFile, batch: int, size: int) -> Iterator[list[bytes]]:
+def _encoded(path: Path, parquet: pq.ParquetFile, batch: int) -> Iterator[list[bytes]]:
     """PNG bytes of at most `batch` images at a time. Group by group: pyarrow keeps what one call has read."""
     for group in range(parquet.num_row_groups):
-        check_unpacked(parquet, group, size)
+        check_unpacked(path, parquet.metadata, [group], path.stat().st_size, "image.bytes")
         batches: Iterator[list[bytes]] = map(
             _bytes, parquet.iter_batches(batch, row_groups=[group], columns=["image.bytes"])
         )

@@ -290,12 +290,12 @@ def with_shard(files: Files, table: pa.Table, **settings: Any) -> Files | None:
         shard = {
             "path": name,
             "split": "train",
-            "rows": 3,
+            "rows": table.num_rows,
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
         content = json.loads(files[in_version(files, "imageset.json")])
-        content |= {"shards": [shard], "counts": {"train": [0, 3, 0]}}
+        content |= {"shards": [shard], "counts": {"train": [0, table.num_rows, 0]}}
         files[in_version(files, "imageset.json")] = json.dumps(content).encode()
         try:
             groups, _ = rowgroups.describe_shard(Path(folder, name))
@@ -332,6 +332,23 @@ def test_a_column_that_unpacks_to_a_thousandfold_is_refused(release: Files, layo
     assert all(len(data) < 100_000 for data in files.values())
     refusals = try_release(files, layout, Selection(classes=("one",)))
     assert any("unpacks from" in each for each in refusals)
+
+
+@pytest.mark.parametrize("column", ["bytes", "path", "note"])
+def test_a_long_name_that_is_stored_once_takes_no_memory(release: Files, tmp_path: Path, column: str) -> None:
+    """20 rows of one value of 15 MB, which the footer calls 15 MB."""
+    long = "x" * (15 << 20)
+    table = images_of(
+        [long.encode() if column == "bytes" else PICTURES[0]] * 20, [long if column == "path" else "a"] * 20
+    )
+    table = table.append_column("note", [[long if column == "note" else "none"] * 20])
+    files = with_shard(release, table, compression="zstd")
+    assert files is not None
+    assert all(len(data) < 10_000 for data in files.values())
+    megabytes, sentence = taken(files, tmp_path)
+    assert "unpacks from" in sentence
+    assert not (tmp_path / "dest").exists()
+    assert megabytes < 80
 
 
 READ = """
