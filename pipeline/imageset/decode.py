@@ -60,7 +60,7 @@ def decode_shard(path: Path, shape: tuple[int, int, int]) -> Iterator[NDArray[np
 def _encoded(path: Path, parquet: pq.ParquetFile, batch: int) -> Iterator[list[bytes]]:
     """PNG bytes of at most `batch` images at a time. Group by group: pyarrow keeps what one call has read."""
     for group in range(parquet.num_row_groups):
-        check_unpacked(path, parquet.metadata, [group], path.stat().st_size, "image.bytes")
+        check_unpacked(path, parquet.metadata, [group], path.stat().st_size, ["image.bytes"])
         batches: Iterator[list[bytes]] = map(
             _bytes, parquet.iter_batches(batch, row_groups=[group], columns=["image.bytes"])
         )

@@ -30,6 +30,7 @@ from pipeline.imageset.layout import (
     shard_name,
     shard_schema,
 )
+from pipeline.imageset.pages import check_unpacked
 from pipeline.progress import progress
 
 _NAMED = 5  # classes at most that a sentence names
@@ -259,6 +260,7 @@ class ImageSet:
     def _read(self, shard: Shard, columns: Sequence[str] | None) -> pa.Table:
         path = self.root / shard.path
         with reading(path), pq.ParquetFile(path) as parquet:
+            check_unpacked(path, parquet.metadata, range(parquet.num_row_groups), path.stat().st_size, columns)
             return parquet.read(columns)
 
     def _decode(self, split: str) -> Iterator[NDArray[np.uint8]]:

@@ -7,7 +7,7 @@ header in Thrift's compact protocol, a dictionary's first.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ def check_unpacked(
     metadata: pq.FileMetaData,
     groups: Iterable[int],
     size: int,
-    column: str | None = None,
+    columns: Collection[str] | None = None,
 ) -> None:
-    """Raise ArrowInvalid where row groups, or one column of them, unpack from `size` bytes to much more.
+    """Raise ArrowInvalid where row groups, or some `columns` of them, unpack from `size` bytes to much more.
 
     PNG is compressed already. So do groups that have other pages than the footer says, or values of other types than
     those of an ImageSet.
@@ -41,7 +41,7 @@ def check_unpacked(
         for number in groups:
             group = metadata.row_group(number)
             for chunk in map(group.column, range(group.num_columns)):
-                if column in (None, chunk.path_in_schema):
+                if columns is None or any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns):
                     for more in _unpacked(file, chunk, group.num_rows):
                         unpacked += more
                         if unpacked > most:

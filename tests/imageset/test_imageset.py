@@ -292,6 +292,19 @@ class TestVerifyWhatWasSignedAgain:
         with pytest.raises(FailedError, match=r"imageset\.json: fingerprint is"):
             sign(imageset).verify()
 
+    def test_millions_of_labels_in_a_few_bytes(self, write: Write) -> None:
+        imageset = write()
+        path = imageset.root / imageset.shards[0].path
+
+        def repeat(table: pa.Table) -> pa.Table:
+            kinds = table.schema.types
+            return pa.Table.from_arrays([pa.nulls(3_000_000, kind) for kind in kinds], schema=table.schema)
+
+        rewrite(path, repeat)
+        assert path.stat().st_size < 40_000
+        with pytest.raises(FailedError, match=r"of-00002\.parquet: cannot be read .* unpacks from .* to 24,\d"):
+            sign(imageset).verify()
+
     def test_another_label(self, write: Write) -> None:
         imageset = write()
 

@@ -26,9 +26,9 @@ def written(table: pa.Table, **settings: Any) -> bytes:
     return file.getvalue()
 
 
-def check(data: bytes, column: str | None = None) -> None:
+def check(data: bytes, columns: list[str] | None = None) -> None:
     metadata = pq.read_metadata(pa.BufferReader(data))
-    check_unpacked(io.BytesIO(data), metadata, range(metadata.num_row_groups), len(data), column)
+    check_unpacked(io.BytesIO(data), metadata, range(metadata.num_row_groups), len(data), columns)
 
 
 @pytest.mark.parametrize("column", ["data", "path", "note"])
@@ -41,11 +41,12 @@ def test_a_long_value_of_a_dictionary_in_each_row_is_refused(column: str) -> Non
         check(data)
 
 
-def test_only_the_column_that_is_read_counts() -> None:
+def test_only_the_columns_that_are_read_count() -> None:
     data = written(table(path="x" * LONG), compression="zstd")
-    check(data, "image.bytes")
-    with pytest.raises(pa.ArrowInvalid, match="unpacks from"):
-        check(data, "image.path")
+    check(data, ["image.bytes", "label"])
+    for columns in (["image.path"], ["image"]):
+        with pytest.raises(pa.ArrowInvalid, match="unpacks from"):
+            check(data, columns)
 
 
 def test_values_that_begin_as_those_before_them_are_refused() -> None:
