@@ -32,7 +32,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise FailedError(f"{path}: is missing") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the latter of a column's name
         raise FailedError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())})") from None
 
 

@@ -7,6 +7,8 @@ header in Thrift's compact protocol, a dictionary's first.
 from __future__ import annotations
 
 import io
+import os
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -37,29 +39,76 @@ def check_unpacked(
     those of an ImageSet.
     """
     most, unpacked = 4 * size + _SLACK, 0
+    paths = [f"{metadata.schema.column(index).path}." for index in range(metadata.num_columns)]
+    wanted = [
+        index
+        for index, path in enumerate(paths)
+        if columns is None or any(path.startswith(f"{name}.") for name in columns)
+    ]
     with source.open("rb", buffering=0) if isinstance(source, Path) else nullcontext(source) as file:
         for number in groups:
-            group = metadata.row_group(number)
-            for chunk in map(group.column, range(group.num_columns)):
-                if columns is None or any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns):
-                    for more in _unpacked(file, chunk, group.num_rows):
-                        unpacked += more
-                        if unpacked > most:
-                            raise pa.ArrowInvalid(f"row group {number} unpacks from {size:,} bytes to {unpacked:,}")
+            group, spans = metadata.row_group(number), _spans(metadata, number, columns, most)
+            if len(spans) != len(wanted) or group.num_columns != len(paths):
+                raise pa.ArrowInvalid(f"row group {number} has {group.num_columns} columns; needed {len(paths)}")
+            for span, chunk in zip(spans, map(group.column, wanted), strict=True):
+                for more in _unpacked(file, span, chunk, group.num_rows):
+                    unpacked += more
+                    if unpacked > most:
+                        raise pa.ArrowInvalid(f"row group {number} unpacks from {size:,} bytes to {unpacked:,}")
 
 
-def _unpacked(file: io.RawIOBase, chunk: pq.ColumnChunkMetaData, rows: int) -> Iterator[int]:
+class _Zeros(io.RawIOBase):
+    """A file of zeros that keeps which spans of it are read, none of more than `most` bytes."""
+
+    def __init__(self, most: int) -> None:
+        self.spans, self._most, self._place = list[tuple[int, int]](), most, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: sys.maxsize}[whence]
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self._most:
+            raise pa.ArrowInvalid(f"a column at {self._place} has {size} bytes")
+        self.spans.append((self._place, size))
+        return bytes(size)
+
+
+def _spans(metadata: pq.FileMetaData, group: int, columns: Collection[str] | None, most: int) -> list[tuple[int, int]]:
+    """Offset and bytes of each column chunk, as Arrow finds them in the footer.
+
+    Some faults of a footer Arrow finds when it looks for a column. Reading raises an error then, and the `column` of
+    pyarrow's metadata aborts the process. So Arrow is made to read zeros first: it looks for all columns, and then
+    there are no pages.
+    """
+    zeros = _Zeros(most)
+    with pq.ParquetFile(zeros, metadata=metadata, pre_buffer=False) as parquet:
+        try:
+            parquet.read_row_group(group, columns, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            if "page header" not in str(error):
+                raise
+    return zeros.spans
+
+
+def _unpacked(file: io.RawIOBase, span: tuple[int, int], chunk: pq.ColumnChunkMetaData, rows: int) -> Iterator[int]:
     """Bytes that are needed for each page, before it is unpacked, and for as many values as there are rows."""
     name = chunk.path_in_schema
     if chunk.physical_type not in _WIDTHS:
         raise pa.ArrowInvalid(f"{name} is {chunk.physical_type}; needed one of {', '.join(_WIDTHS)}")
-    place, dictionary, values = chunk.data_page_offset, chunk.dictionary_page_offset, 0
-    if chunk.num_values != rows or min(rows, place) < 0:
-        raise pa.ArrowInvalid(f"{name} has {chunk.num_values:,} values at {place}; needed {rows:,}, one a row")
+    if chunk.num_values != rows or min(rows, *span) < 0:
+        raise pa.ArrowInvalid(f"{name} has {chunk.num_values:,} values; needed {rows:,}, one a row")
+    place, end, values = span[0], sum(span), 0
     yield rows * _WIDTHS[chunk.physical_type]
-    if dictionary is not None and 0 < dictionary < place:
-        place = dictionary
-    end = place + chunk.total_compressed_size
     while place < end:
         file.seek(place)
         try:

@@ -305,6 +305,13 @@ class TestVerifyWhatWasSignedAgain:
         with pytest.raises(FailedError, match=r"of-00002\.parquet: cannot be read .* unpacks from .* to 24,\d"):
             sign(imageset).verify()
 
+    def test_a_column_whose_name_is_no_text(self, write: Write) -> None:
+        imageset = write()
+        path = imageset.root / imageset.shards[0].path
+        path.write_bytes(path.read_bytes().replace(b"ratio", b"\xffatio"))
+        with pytest.raises(FailedError, match=r"of-00002\.parquet: cannot be read as Parquet \(.*decode byte 0xff"):
+            sign(imageset).verify()
+
     def test_another_label(self, write: Write) -> None:
         imageset = write()
 

@@ -77,11 +77,26 @@ def test_a_footer_that_says_less_than_the_pages_is_not_believed() -> None:
         check(lying)
 
 
+@pytest.mark.parametrize(
+    ("honest", "lying", "sentence"),
+    [
+        # Labels are always there, says the schema, and then the column says how many are not.
+        (b"\x25\x02\x18\x05label", b"\x25\x00\x18\x05label", "Definition level histogram size mismatch"),
+        (b"\x19\x18\x04note\x15\x0c", b"\x19\x18\x04note\x15\x7e", "Unsupported compression codec"),
+    ],
+)
+def test_a_footer_at_which_pyarrow_aborts_is_refused(honest: bytes, lying: bytes, sentence: str) -> None:
+    data = written(table(), compression="zstd")
+    assert data.count(honest) == 1
+    with pytest.raises(OSError, match=sentence):
+        check(data.replace(honest, lying))
+
+
 def test_lists_are_refused() -> None:
     """A million numbers in one row."""
     data = written(pa.table({"label": [[7] * 1_000_000]}))
     assert len(data) < 2000
-    with pytest.raises(pa.ArrowInvalid, match=r"label\.list\.element has 1,000,000 values at 28; needed 1, one a row"):
+    with pytest.raises(pa.ArrowInvalid, match=r"label\.list\.element has 1,000,000 values; needed 1, one a row"):
         check(data)
 
 
