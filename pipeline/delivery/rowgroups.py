@@ -30,6 +30,7 @@ _MAX_ROWS = 10 * ROW_GROUP_IMAGES  # a reader holds a group in memory
 _MAX_PIXELS = 64_000_000  # bytes of the pixels of a group of several images, likewise
 _SLACK = 1 << 20  # bytes of a group beside its pixels
 _MAX_LINE = 4096  # bytes
+_FOOTER, _FOOTER_OF_CLASS, _FOOTER_OF_GROUP = 1 << 16, 1 << 10, 1 << 12  # bytes at most; Arrow makes 200 of one of them
 _CHUNK = 1 << 18  # bytes that are hashed twice while a core has them in its cache
 
 
@@ -132,6 +133,8 @@ def _parse(shard: Shard, lines: io.BytesIO, size: int, images: ImageSet) -> Shar
 
     groups, footer = tuple(read()), content["footer"]
     check_types(footer, _SPAN, f"{shard.path}: footer.")
+    if footer["bytes"] > (room := _FOOTER + _FOOTER_OF_CLASS * len(images.classes) + _FOOTER_OF_GROUP * len(groups)):
+        raise ValueError(f"{shard.path}: footer has {footer['bytes']:,} bytes; needed at most {room:,} for its groups")
     last = Span(**{key: footer[key] for key in _SPAN})
     ends = [0]
     for span in (*(group.span for group in groups), last):

@@ -296,3 +296,10 @@ def test_rowgroups_that_lie_are_refused(images: ImageSet, how: str) -> None:
     change(content, how)
     with pytest.raises(FailedError, match=r"^rowgroups\.json: "):
         parse(in_lines(content), ROWGROUPS, type("Listed", (), {"files": images.shards}), images)
+
+
+def test_a_footer_that_is_larger_than_its_groups_need_is_not_read(images: ImageSet) -> None:
+    content = json.loads(described(images))
+    content["shards"][0]["footer"]["bytes"] = 10_000_000
+    with pytest.raises(FailedError, match="footer has 10,000,000 bytes; needed at most"):
+        parse(in_lines(content), ROWGROUPS, type("Listed", (), {"files": images.shards}), images)
