@@ -325,14 +325,25 @@ def _remotes(workspace: Path) -> Finding:
         return "missing", "no git remote 'origin', by which run.remote_stages goes", "git remote add origin URL"
     elif settings.branch and git("rev-parse", "--verify", f"refs/heads/{settings.branch}") is None:
         return "missing", f"no branch '{settings.branch}' here", "correct run.branch, or make it"
-    configured = [git("config", "--file", f".dvc/{file}", "core.remote") for file in ("config", "config.local")]
-    if not any(configured):
+    if not _names_dvc_remote(workspace):
         mend = "dvc remote add --default NAME s3://bucket/prefix"
         if settings.remote_stages:
             return "missing", "no DVC remote, by which run.remote_stages gets its inputs", mend
         if settings.record:
             return "warning", "no DVC remote: other clones cannot pull what runs record", mend
     return "ok", f"{' and '.join(branches or ['origin'])} can be reached", ""
+
+
+def _names_dvc_remote(workspace: Path) -> bool:
+    """Whether DVC has a default remote; True where it cannot tell, of which the check of the DVC remote says more."""
+    try:
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+
+        with Repo(str(workspace)) as repo:
+            return bool(repo.config["core"].get("remote"))
+    except (ImportError, DvcException):
+        return True
 
 
 def _dvc_remote(workspace: Path) -> Finding:

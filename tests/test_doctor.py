@@ -451,11 +451,17 @@ def test_a_branch_that_is_not_there(workspace: Path) -> None:
     assert finding(workspace, "remotes").found == "the git remote 'origin' cannot be read"
 
 
-def test_a_record_that_no_other_clone_could_pull(workspace: Path) -> None:
+def add_dvc_remote(workspace: Path, *options: str) -> None:
+    command = [sys.executable, "-m", "dvc", "remote", "add", *options, "--default", "store", "../store", "--quiet"]
+    subprocess.run(command, cwd=workspace, check=True)
+
+
+@pytest.mark.parametrize("options", [(), ("--local",)])
+def test_a_record_that_no_other_clone_could_pull(workspace: Path, options: tuple[str, ...]) -> None:
     run_from(workspace, "{record: forgeline/nightly}")
     check = finding(workspace, "remotes")
     assert (check.status, check.found) == ("warning", "no DVC remote: other clones cannot pull what runs record")
-    (workspace / ".dvc/config").write_text("[core]\n    remote = store\n")
+    add_dvc_remote(workspace, *options)
     assert finding(workspace, "remotes").status == "ok"
 
 
@@ -466,5 +472,5 @@ def test_stages_that_are_handed_over_need_a_git_remote_and_a_dvc_remote(workspac
     subprocess.run(["git", "remote", "add", "origin", "origin"], cwd=workspace, check=True)
     check = finding(workspace, "remotes")
     assert (check.status, check.found) == ("missing", "no DVC remote, by which run.remote_stages gets its inputs")
-    (workspace / ".dvc/config").write_text("[core]\n    remote = store\n")
+    add_dvc_remote(workspace)
     assert finding(workspace, "remotes").found == "origin can be reached"
