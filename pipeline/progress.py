@@ -53,14 +53,15 @@ class ProgressLine:
         self.stream = stream if stream is not None else sys.stderr
         self.terminal = Terminal(self.stream) if self.stream.isatty() else None
         self.started = self.written = time.monotonic()
-        self.first = done
+        self.first, self.ended = done, False
 
     def update(self, done: int, note: str = "") -> None:
-        """Say that `done` of the total is done; written only when the period has passed, or at the end."""
+        """Say that `done` of the total is done; written only when the period has passed, or once at the end."""
         now = time.monotonic()
         elapsed = now - self.started
         period = 0.2 if self.terminal else min(max(5.0, elapsed / 100), 60.0)  # a day is some thousand lines
-        if now - self.written < period and done < self.total:
+        ended, self.ended = self.ended, done >= self.total
+        if ended if self.ended else now - self.written < period:
             return
         self.written = now
         rate = (done - self.first) / elapsed if elapsed > 0 else 0.0

@@ -63,6 +63,15 @@ def test_the_speed_is_of_this_process_alone(clock: Clock) -> None:
     assert stream.getvalue() == "train: 1,000 of 1,000 images, 10 a second\n"
 
 
+def test_the_end_is_written_once_and_again_when_it_was_none(clock: Clock) -> None:
+    stream = io.StringIO()
+    line = ProgressLine("pull", 10, "MB", stream=stream)
+    clock.seconds = 5
+    for done in (10, 10, 11, 4, 10):  # a file that arrived damaged is fetched anew
+        line.update(done)
+    assert stream.getvalue().splitlines() == ["pull: 10 of 10 MB, 2 a second"] * 2
+
+
 def test_a_day_does_not_flood_a_log(clock: Clock) -> None:
     stream = io.StringIO()
     line = ProgressLine("train", 86_401, "images", stream=stream)

@@ -60,6 +60,12 @@ def test_the_same_set_is_not_published_again(url: str, images, make_description)
     assert contents(store) == before
 
 
+def test_the_end_of_a_publish_is_said_once(tmp_path: Path, images, description, capsys) -> None:
+    publish(open_store(str(tmp_path / "releases")), "digits", images.root, description=description, documents=DOCUMENTS)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.startswith("publishing digits@") for line in said if line.endswith(", 100 %")] == [True]
+
+
 def test_nothing_is_sent_when_nothing_is_new(proxy, s3_url: str, images, description) -> None:
     publish(open_store(s3_url), "digits", images.root, description=description, documents={})
     proxy.log.clear()
