@@ -26,14 +26,15 @@ def record(workspace: Path) -> None:
     """
     if (samples := workspace / SAMPLES).is_file():
         picture = base64.b64encode(samples.read_bytes()).decode()  # whole: the server need not reach the workspace
-        create_markdown_artifact(
-            f"![samples](data:image/png;base64,{picture})", key="samples", description=str(SAMPLES)
-        )
+        said = f"Images of each class, real ones and then synthetic ones, from {SAMPLES}"
+        create_markdown_artifact(f"![samples](data:image/png;base64,{picture})", key="samples", description=said)
     if metrics := metrics_table(workspace):
-        create_table_artifact(metrics, key="metrics", description=", ".join(map(str, METRICS.values())))
+        said = f"What was measured, to four digits; all are in {' and '.join(map(str, METRICS.values()))}"
+        create_table_artifact(metrics, key="metrics", description=said)
     if (workspace / UTILITY).is_file():
         rows = utility_table(read_report(workspace, UTILITY))
-        create_table_artifact(rows, key="utility", description=str(UTILITY))
+        said = f"What a classifier gains by the synthetic images, with 95 % intervals, from {UTILITY}"
+        create_table_artifact(rows, key="utility", description=said)
     if (workspace / paths.SYNTHETIC / "report.json").is_file():
         write_report(workspace)
 
@@ -47,7 +48,10 @@ def headlines(workspace: Path) -> list[dict[str, Any]]:
 
 
 def metrics_table(workspace: Path) -> list[dict[str, Any]]:
-    """A row for each number of the metrics files, by its dotted name, with a column for each file that is there."""
+    """A row for each number of the metrics files, by its dotted name, with a column for each file that is there.
+
+    What is no whole number is rounded to four digits.
+    """
     found = {
         which: dict(_numbers(read_report(workspace, path)))
         for which, path in METRICS.items()
@@ -63,8 +67,8 @@ def utility_table(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "real data": f"{row['data']} ({row['real_images']:,} images)",
             "protocol": row["protocol"],
-            "gain over real only": _interval(row["gain_over_real"]),
-            "… that sees as many images": _interval(row["gain_over_real_long"]),
+            "points over real only [95 %]": _interval(row["gain_over_real"]),
+            "points over real only, as many images seen [95 %]": _interval(row["gain_over_real_long"]),
             "verdict": row["verdict"],
         }
         for row in report["rows"]
@@ -80,4 +84,4 @@ def _numbers(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{name}.")
         elif isinstance(value, int | float):
-            yield prefix + name, value
+            yield prefix + name, value if isinstance(value, int) else float(f"{value:.4g}")

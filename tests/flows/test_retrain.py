@@ -108,27 +108,33 @@ def test_what_was_measured_can_be_read_from_the_server(workspace: Workspace, cli
     folder = workspace("  one: {cmd: 'true'}\n")
     (folder / SAMPLES).parent.mkdir(parents=True)
     (folder / SAMPLES).write_bytes(b"\x89PNG samples")
-    write_report(folder, METRICS["model"], fidelity={"fid": 1.5})
-    write_report(folder, METRICS["synthetic"], fidelity={"fid": 0.5}, images=10)
+    write_report(folder, METRICS["model"], fidelity={"fid": 1.5, "kid": 0.0003364309353605943})
+    write_report(folder, METRICS["synthetic"], fidelity={"fid": 0.5}, images=123_456)
     write_report(folder, UTILITY, rows=[UTILITY_ROW])
     run = flow_run_of(client, retrain(folder, return_state=True))
     wanted = {"artifacts": {"flow_run_id": {"any_": [str(run.id)]}}}
     found = client.request("POST", "/artifacts/filter", json=wanted).json()
     artifacts = {artifact["key"]: artifact["data"] for artifact in found}
+    assert {artifact["key"]: artifact["description"].split()[-1] for artifact in found} == {
+        "samples": str(SAMPLES),
+        "metrics": str(METRICS["synthetic"]),
+        "utility": str(UTILITY),
+    }
     picture = base64.b64encode(b"\x89PNG samples").decode()
     assert artifacts["samples"] == f"![samples](data:image/png;base64,{picture})"
     assert json.loads(artifacts["metrics"]) == [
         {"metric": "fidelity.fid", "model": 1.5, "synthetic": 0.5},
+        {"metric": "fidelity.kid", "model": 0.0003364, "synthetic": None},
         {"metric": "memorization.copies", "model": None, "synthetic": 0},
         {"metric": "memorization.nearer_than_percentile_1", "model": None, "synthetic": 0.01},
-        {"metric": "images", "model": None, "synthetic": 10},
+        {"metric": "images", "model": None, "synthetic": 123_456},
     ]
     assert json.loads(artifacts["utility"]) == [
         {
             "real data": "10% (126 images)",
             "protocol": "same-data",
-            "gain over real only": "+1.50 [+1.00, +2.00]",
-            "… that sees as many images": "-0.25 [-0.75, +0.25]",
+            "points over real only [95 %]": "+1.50 [+1.00, +2.00]",
+            "points over real only, as many images seen [95 %]": "-0.25 [-0.75, +0.25]",
             "verdict": "no difference",
         }
     ]
