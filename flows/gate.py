@@ -77,9 +77,9 @@ def judge(workspace: Path, url: str, name: str, gate: Gate, *, harmful: bool) ->
 
 
 def show(verdict: Verdict) -> None:
-    """Create the artifact `gate` of the run: a row for each demand."""
+    """Create the artifact `gate` of the run: a row for each demand, the longest text last, as it may be cut off."""
     rows = [
-        {"demand": each.what, "needed": each.needed, "found": each.found, "holds": each.holds}
+        {"demand": each.what, "holds": each.holds, "found": each.found, "needed": each.needed}
         for each in verdict.demands
     ]
     create_table_artifact(rows, key="gate", description=f"against {verdict.champion or 'no champion'}")

@@ -118,7 +118,8 @@ def test_a_run_whose_set_is_refused_says_so_with_every_demand_and_publishes_noth
         }
         (artifact,) = client.request("POST", "/artifacts/filter", json=wanted).json()
     rows = {row["demand"]: row for row in json.loads(artifact["data"])}
-    assert rows["utility"] == {"demand": "utility", "needed": "not harms", "found": "harms with 100 %", "holds": False}
+    assert rows["utility"] == {"demand": "utility", "holds": False, "found": "harms with 100 %", "needed": "not harms"}
+    assert {tuple(row) for row in rows.values()} == {("demand", "holds", "found", "needed")}
     assert [row["holds"] for name, row in rows.items() if name != "utility"] == [True] * 2
     pointer = Pointer.read(open_store(str(workspace / "sets")), "toy", REFUSED)
     assert pointer is not None
