@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -64,15 +64,16 @@ class Verdict:
         return all(demand.holds for demand in self.demands if demand.secret)
 
 
-def judge(workspace: Path, url: str, name: str, gate: Gate, *, harmful: bool) -> Verdict:
+def judge(workspace: Path, url: str, name: str, gate: Gate, *, harmful: bool, say: Callable[[str], None]) -> Verdict:
     """Judge the set that the stages left in `workspace`, which would become NAME at `url`.
 
+    `say` gets a line where a champion is measured, which may take a minute.
     Raises UserError when a stage has not left its report, or one that lacks what is needed.
     """
     demands = [*_own(workspace, gate, harmful=harmful)]
     champion = _champion(workspace, url, name)
     if champion and gate.champion:
-        demands += _against(workspace, url, champion, gate)
+        demands += _against(workspace, url, champion, gate, say)
     return Verdict(demands=tuple(demands), champion=champion.name if champion else None)
 
 
@@ -126,7 +127,7 @@ def _champion(workspace: Path, url: str, name: str) -> Version | None:
     return None if version.manifest.fingerprint == challenger.fingerprint else version
 
 
-def _against(workspace: Path, url: str, champion: Version, gate: Gate) -> Iterator[Demand]:
+def _against(workspace: Path, url: str, champion: Version, gate: Gate, say: Callable[[str], None]) -> Iterator[Demand]:
     """The champion is fetched and measured as the challenger is, on the real images of today."""
     near = workspace / ".dvc" / "tmp"
     near.mkdir(exist_ok=True)
@@ -142,6 +143,7 @@ def _against(workspace: Path, url: str, champion: Version, gate: Gate) -> Iterat
                 holds=False,
             )
             return
+        say(f"gate: measures {champion.name} anew, on the real images of today")
         scores = compare(ours, theirs, workspace, gate)
     for metric, (challenger, other) in scores.items():
         worse = challenger - other if metric in _LOWER_IS_BETTER else other - challenger

@@ -115,7 +115,7 @@ def _retrain(place: Place, publish_url: str | None, scheduled: bool) -> State[An
 def _judge(workspace: Path, url: str, publishing: PublishSettings, settings: RunSettings) -> Verdict:
     say = _teller()
     where = url if "://" in url else str(workspace / url)
-    verdict = judge(workspace, where, publishing.name, settings.gate, harmful=publishing.harmful)
+    verdict = judge(workspace, where, publishing.name, settings.gate, harmful=publishing.harmful, say=say)
     show(verdict)
     say(f"gate: {f'refused: {verdict.refusal}' if verdict.refusal else 'passed'}")
     return verdict

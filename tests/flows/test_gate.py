@@ -75,17 +75,17 @@ def publish_champion(url: Path, seed: int, noise: int, scale: int = 1) -> str:
 
 
 def refusal(workspace: Path, url: Path, gate: Gate = Gate(), *, harmful: bool = False) -> str | None:  # noqa: B008
-    return judge(workspace, str(url), "bars", gate, harmful=harmful).refusal
+    return judge(workspace, str(url), "bars", gate, harmful=harmful, say=print).refusal
 
 
 def test_what_is_good_passes_where_nothing_was_published_yet(workspace: Path, tmp_path: Path) -> None:
-    verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False)
+    verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False, say=print)
     assert (verdict.refusal, verdict.champion) == (None, None)
 
 
 def test_what_is_not_good_by_itself_is_refused_and_not_shared(workspace: Path, tmp_path: Path) -> None:
     write_report(workspace, METRICS["synthetic"], memorization={"copies": 3, "nearer_than_percentile_1": 0.25})
-    verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False)
+    verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False, say=print)
     good_reports(workspace)
     assert (verdict.refusal, verdict.shareable) == (
         "exact copies of training images: 3, needed at most 0; "
@@ -120,7 +120,9 @@ def test_a_report_that_is_damaged_or_not_there_is_named(workspace: Path, tmp_pat
 
 def test_a_champion_that_is_as_good_but_for_its_noise_is_replaced(workspace: Path, tmp_path: Path) -> None:
     version = publish_champion(tmp_path / "sets", seed=4, noise=100)
-    verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False)
+    said: list[str] = []
+    verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False, say=said.append)
+    assert said == [f"gate: measures bars@{version} anew, on the real images of today"]
     assert (verdict.refusal, verdict.champion) == (None, f"bars@{version}")
     assert {demand.what for demand in verdict.demands} >= {"fidelity.fid", "fidelity.recall", "agreement.mean"}
 
@@ -128,7 +130,7 @@ def test_a_champion_that_is_as_good_but_for_its_noise_is_replaced(workspace: Pat
 def test_a_champion_that_is_better_on_the_images_of_today_stays(workspace: Path, tmp_path: Path) -> None:
     write_set(paths.SYNTHETIC / paths.IMAGESET, {"train": bars(600, 7, noise=20)}, synthetic=True)
     version = publish_champion(tmp_path / "sets", seed=4, noise=100)
-    verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False)
+    verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False, say=print)
     write_set(paths.SYNTHETIC / paths.IMAGESET, {"train": bars(600, 3)}, synthetic=True)
     assert verdict.refusal is not None
     assert verdict.refusal.startswith("fidelity.fid: ")
@@ -138,14 +140,14 @@ def test_a_champion_that_is_better_on_the_images_of_today_stays(workspace: Path,
 
 def test_the_very_set_that_is_published_is_not_its_own_rival(workspace: Path, tmp_path: Path) -> None:
     publish_champion(tmp_path / "sets", seed=3, noise=100)
-    assert judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False).champion is None
+    assert judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False, say=print).champion is None
 
 
 def test_what_cannot_be_compared_with_its_champion_is_refused_unless_the_gate_does_without(
     workspace: Path, tmp_path: Path
 ) -> None:
     version = publish_champion(tmp_path / "sets", seed=4, noise=100, scale=2)
-    verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False)
+    verdict = judge(workspace, str(tmp_path / "sets"), "bars", Gate(), harmful=False, say=print)
     assert (verdict.refusal, verdict.shareable) == (
         f"champion bars@{version}: 1×16×16 images of low, middle, high, needed 1×8×8 images of low, middle, high to "
         "compare it, or run.gate.champion: [] to do without",
