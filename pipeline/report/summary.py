@@ -67,7 +67,7 @@ def measures(model: dict[str, Any], release: dict[str, Any]) -> Iterator[tuple[s
             block, _, key = name.partition(".")
             errors = [_at(metrics, _ERRORS.get(name, f"{block}_spread.{key}")) for metrics in (model, release)]
             unfiltered, released = (
-                f"{text}{'' if error is None else '±' + form.format(error)}"
+                f"{text}{'' if error is None else ' ± ' + form.format(error)}"
                 for text, error in zip((unfiltered, released), errors, strict=True)
             )
             yield title, unfiltered, released, expected

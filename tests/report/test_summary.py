@@ -58,7 +58,7 @@ def test_what_resamples_spread_stands_beside_the_measure(tmp_path: Path) -> None
     write_report(tmp_path, METRICS["model"], **metrics, floor={"fid": 0.0250})
     lines = [line.split() for line in printed(tmp_path).splitlines()]
     (fid,) = [line for line in lines if line[:1] == ["FID,"]]
-    assert fid[-2:] == ["0.0375±0.0050", "0.0250"]
+    assert fid[-4:] == ["0.0375", "±", "0.0050", "0.0250"]
     (infinite,) = [line for line in lines if line[1:3] == ["of", "infinitely"]]
     assert infinite[-2:] == ["0.0125", "0.0000"]
 
@@ -68,7 +68,7 @@ def test_another_extractor_is_named_with_its_layer(tmp_path: Path) -> None:
     metrics = {"inception_2048": scores, "inception_2048_spread": {"fid": 0.5}, "inception_2048_floor": {"fid": 1.5}}
     write_report(tmp_path, METRICS["model"], **metrics)
     flat = " ".join(printed(tmp_path).split())
-    assert "FID, inception 2048 4.500±0.500 1.500" in flat
+    assert "FID, inception 2048 4.500 ± 0.500 1.500" in flat
     assert "Inception Score, inception 2048 2.250" in flat
 
 
@@ -109,4 +109,4 @@ def test_the_parzen_likelihood_is_marked_and_beside_that_of_real_images(tmp_path
     measured = {"parzen": likelihood, "parzen_real": {"log_likelihood": 240.0}}
     write_report(tmp_path, METRICS["model"], **measured)
     write_report(tmp_path, METRICS["synthetic"], fidelity={"fid": 0.0375})
-    assert "Parzen log-likelihood, nats: historical 225.0±2.5 240.0" in " ".join(printed(tmp_path).split())
+    assert "Parzen log-likelihood, nats: historical 225.0 ± 2.5 240.0" in " ".join(printed(tmp_path).split())
