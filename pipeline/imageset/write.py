@@ -36,6 +36,8 @@ from pipeline.imageset.layout import (
 
 _DIGEST = 32  # bytes of a content hash
 _GOLDEN = (5**0.5 - 1) / 2  # the step by which any number of places on a circle are spread best
+_GATHERED_BYTES = 8 << 20  # of pixels at most, of row groups whose rows are sought in the spool together
+_TASKS = 16  # that a batch is encoded in: one for each small image would cost as much as the image
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
 
@@ -87,6 +89,7 @@ def write_imageset(
     rows = chain(iter([first]), rows)  # an iterator lets go of what it has given, and `chain` not
     # What the others must be like, without the pixels, which may be 50 MB.
     first = replace(first, image=np.broadcast_to(np.uint8(0), first.image.shape), encoded=None)
+    gathered = max(1, _GATHERED_BYTES // first.image.size)
     with atomic_folder(root) as folder:
         spool, hashes = folder / "spool.arrow", folder / "spool.hashes"
         index = _spool(spool, hashes, rows, first, schema, len(classes))
@@ -108,7 +111,7 @@ def write_imageset(
             generator=None if generator is None else dict(generator),
             fingerprint=fingerprint(schema, classes, _contents(hashes, index, plan)),
             counts={split: tuple(found.tolist()) for split, found in counts.items()},
-            shards=tuple(_write_shards(folder, spool, plan, schema)),
+            shards=tuple(_write_shards(folder, spool, plan, schema, gathered)),
         )
         spool.unlink()
         hashes.unlink()
@@ -139,6 +142,7 @@ def _spool(path: Path, hashes: Path, rows: Iterator[Row], first: Row, schema: pa
     splits, labels, confidences = array("B"), array("i"), array("d")
     sure = CONFIDENCE in schema.names and schema.field(CONFIDENCE).type == pa.float64()
     size = batch_images(first.image.shape)
+    needed = _types(first)
     with (
         pa.OSFile(str(path), "wb") as file,
         pa.ipc.new_file(file, schema) as writer,
@@ -148,11 +152,12 @@ def _spool(path: Path, hashes: Path, rows: Iterator[Row], first: Row, schema: pa
 
         def spool(batch: list[Row]) -> None:
             for row in batch:
-                _check(row, first, classes)
+                _check(row, first, needed, classes)
             # A large image alone and in this thread, for each other thread would keep memory for another one.
             each = pool.map if size > 1 else map
-            encoded = each(_encoded, batch)
-            contents = each(content_hash, [row.image for row in batch])
+            step = max(1, size // _TASKS)
+            tasks = each(_encoded, [batch[start : start + step] for start in range(0, len(batch), step)])
+            encoded, contents = zip(*chain.from_iterable(tasks), strict=True)
             columns: list[Any] = [
                 [{"bytes": data, "path": row.path} for data, row in zip(encoded, batch, strict=True)],
                 [int(row.label) for row in batch],
@@ -177,8 +182,9 @@ def _spool(path: Path, hashes: Path, rows: Iterator[Row], first: Row, schema: pa
     )
 
 
-def _encoded(row: Row) -> bytes:
-    return png.encode(row.image) if row.encoded is None else row.encoded
+def _encoded(rows: Iterable[Row]) -> list[tuple[bytes, str]]:
+    """PNG bytes and content hash of each."""
+    return [(png.encode(row.image) if row.encoded is None else row.encoded, content_hash(row.image)) for row in rows]
 
 
 def _contents(hashes: Path, index: _Index, plan: _Plan) -> Iterator[tuple[str, int, str]]:
@@ -197,14 +203,14 @@ def _check_first(row: Row) -> dict[str, pa.DataType]:
             pass
         case shape:
             raise ValueError(f"image is {shape} in {row.path}; needed (1 or 3, size, size), size 1 to {MAX_IMAGE_SIZE}")
-    types = {name: type(_plain(value)) for name, value in row.provenance.items()}
+    types = _types(row)
     if not set(types.values()) <= set(_TYPES) or not types.keys().isdisjoint(("image", "label")):
         raise ValueError(f"provenance is {types} in {row.path}; needed str, int or float, not named image or label")
     return {name: _TYPES[kind] for name, kind in types.items()}
 
 
-def _check(row: Row, first: Row, classes: int) -> None:
-    """Raise ValueError when `row` does not fit the first one or the classes."""
+def _check(row: Row, first: Row, needed: Mapping[str, type], classes: int) -> None:
+    """Raise ValueError when `row` does not fit the first one, the types `needed` of its provenance, or the classes."""
     if row.split not in SPLITS:
         raise ValueError(f"split is '{row.split}' in {row.path}; needed one of {', '.join(SPLITS)}")
     if not 0 <= row.label < classes:
@@ -212,9 +218,12 @@ def _check(row: Row, first: Row, classes: int) -> None:
     if row.image.dtype != np.uint8 or row.image.shape != first.image.shape:
         found = f"{row.image.dtype} {row.image.shape}"
         raise ValueError(f"image is {found} in {row.path}; needed uint8 {first.image.shape} as the first image")
-    types, needed = ({name: type(_plain(value)) for name, value in each.provenance.items()} for each in (row, first))
-    if types != needed:
+    if (types := _types(row)) != needed:
         raise ValueError(f"provenance is {types} in {row.path}; needed {needed} as in the first row")
+
+
+def _types(row: Row) -> dict[str, type]:
+    return {name: type(_plain(value)) for name, value in row.provenance.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -244,7 +253,7 @@ def _plan(index: _Index, rows: NDArray[np.int64], together: int, shard_images: i
     return list(shards.values())
 
 
-def _write_shards(folder: Path, spool: Path, plan: _Plan, schema: pa.Schema) -> Iterator[Shard]:
+def _write_shards(folder: Path, spool: Path, plan: _Plan, schema: pa.Schema, gathered: int) -> Iterator[Shard]:
     splits = [split for split, _ in plan]
     others = ["image.path", *schema.names[1:]]
     with spool.open("rb") as file:
@@ -259,8 +268,11 @@ def _write_shards(folder: Path, spool: Path, plan: _Plan, schema: pa.Schema) -> 
                 use_dictionary=others,
                 write_statistics=others,
             ) as writer:
-                for group in groups:
-                    writer.write_table(_take(reader, group), row_group_size=len(group))
+                for some in _together(groups, gathered):
+                    table = _take(reader, np.concatenate(some))
+                    for start, group in zip(accumulate(map(len, some), initial=0), some, strict=False):
+                        writer.write_table(table.slice(start, len(group)), row_group_size=len(group))
+                    del table
                     mapped.madvise(mmap.MADV_DONTNEED)  # else all that was read would count as this process's memory
                     pa.default_memory_pool().release_unused()
             yield Shard(
@@ -272,11 +284,25 @@ def _write_shards(folder: Path, spool: Path, plan: _Plan, schema: pa.Schema) -> 
             )
 
 
+def _together(groups: Sequence[NDArray[np.int64]], most: int) -> Iterator[list[NDArray[np.int64]]]:
+    """The row groups in order, several at a time: of at most so many rows in all, or one."""
+    some: list[NDArray[np.int64]] = []
+    for group in groups:
+        if some and sum(map(len, some)) + len(group) > most:
+            yield some
+            some = []
+        some.append(group)
+    yield some
+
+
 def _take(reader: Any, rows: NDArray[np.int64]) -> pa.Table:
-    """The spooled `rows`, ascending. Batch by batch: taking from a table of all would read it into memory."""
-    batches, places = np.divmod(rows, reader.get_batch(0).num_rows)
+    """The spooled `rows`, in their order. Batch by batch: taking from a table of all would read it into memory."""
+    order = np.argsort(rows)
+    batches, places = np.divmod(rows[order], reader.get_batch(0).num_rows)
+    numbers, starts = np.unique(batches, return_index=True)
     found = []
-    for number in np.unique(batches).tolist():
-        batch, wanted = reader.get_batch(number), places[batches == number]
+    for number, wanted in zip(numbers.tolist(), np.split(places, starts[1:]), strict=True):
+        batch = reader.get_batch(number)
         found.append(batch if len(wanted) == batch.num_rows else batch.take(pa.array(wanted)))  # of one image no copy
-    return pa.Table.from_batches(found)
+    table = pa.Table.from_batches(found)
+    return table.take(np.argsort(order)) if len(rows) > 1 else table

@@ -140,6 +140,22 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_row_groups_that_are_gathered_together_are_as_each_alone(
+    write: Write, rows: Rows, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """From several batches of the spool, in an order of confidences that mixes them."""
+    confidences = np.random.default_rng(seed).random(1300)
+    sure = [
+        replace(row, provenance={"confidence": float(each), "index": place})
+        for place, (row, each) in enumerate(zip(rows(1300), confidences, strict=True))
+    ]
+    together = write(sure, shard_images=400)
+    together.verify()
+    monkeypatch.setattr("pipeline.imageset.write._GATHERED_BYTES", 1)
+    assert contents(write(sure, "alone", shard_images=400).root) == contents(together.root)
+
+
 class TestFingerprint:
     def test_is_as_written_down(self, write: Write) -> None:
         """A change of this number means: releases made so far are no longer found equal to new ones."""
