@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.delivery.fetching import Tally, fetch_file
 from pipeline.delivery.formats import WRITERS
 from pipeline.delivery.manifest import CARD, CHECKSUMS, MANIFEST, File, Manifest
-from pipeline.delivery.selecting import ALL, Selected, Selection, fetch_selected, open_part
+from pipeline.delivery.selecting import ALL, Selected, Selection, fetch_selected, least_bytes, open_part
 from pipeline.delivery.signature import SIGNATURE
 from pipeline.delivery.stores import MAX_BYTES, StoreError
 from pipeline.delivery.versions import Version, find
@@ -95,11 +95,12 @@ def _pull_files(version: Version, work: Path) -> None:
 def _pull_images(version: Version, work: Path, layout: str, selection: Selection) -> None:
     """The selected images in another layout, and the card; the images alone are fetched."""
     part = open_part(version, work)
-    _check_space(work, part.least_bytes(selection), version.name)
+    plan = part.plan(selection)
+    _check_space(work, least_bytes(plan, selection), version.name)
     out = work / "out"
     shutil.rmtree(out)
     out.mkdir()
-    planned = sum(group.span.bytes for _, group in part.plan(selection))
+    planned = sum(group.span.bytes for _, group in plan)
     images = 0
 
     def counted(image: Selected) -> Selected:
@@ -107,7 +108,7 @@ def _pull_images(version: Version, work: Path, layout: str, selection: Selection
         images += 1
         return image
 
-    fetched = fetch_selected(part, selection, work, Tally(f"pulling from {version.name}", planned))
+    fetched = fetch_selected(part, plan, selection, work, Tally(f"pulling from {version.name}", planned))
     WRITERS[layout](out, map(counted, fetched), part.images, version.name)
     if card := version.read(CARD):
         (out / _CARD_OF_ALL).write_bytes(card)

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ _AHEAD = 16  # row groups that are fetched before their turn, into files
 _LARGE_BYTES = 4 << 20  # of a row group whose memory Arrow should not keep for the next one
 
 Selected = tuple[str, int, bytes, str, dict[str, Any]]  # split, label, PNG, name and provenance of an image
+Plan = list[tuple[ShardGroups, RowGroup]]  # of each row group to be fetched its shard, in order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class Part:
     images: ImageSet
     shards: tuple[ShardGroups, ...]
 
-    def plan(self, selection: Selection) -> list[tuple[ShardGroups, RowGroup]]:
+    def plan(self, selection: Selection) -> Plan:
         """The row groups that may hold selected images, in order. Raises UserError when there can be none."""
         labels, least = selection.labels(self.images), selection.min_confidence
         groups = [(shard, group) for shard in self.shards for group in shard.groups if group.label in labels]
@@ -74,29 +75,28 @@ class Part:
                 raise UserError(f"{self.version.name}: has no column '{CONFIDENCE}', which --min-confidence asks for")
             groups = [(shard, group) for shard, group in groups if (group.confidence or 0.0) >= least]
         elif selection.per_class is not None:
-            groups = list(self._first(groups, selection.per_class))
+            groups = _first(groups, selection.per_class)
         if not groups:
             raise UserError(f"{self.version.name}: has no image that is asked for")
         return groups
 
-    def least_bytes(self, selection: Selection) -> int:
-        """What the selection takes of a disk at least, as fetched and, where whole row groups are, as written."""
-        groups: Iterable[tuple[ShardGroups, RowGroup]] = self.plan(selection)
-        if selection.per_class is not None:
-            groups = self._first(groups, selection.per_class)  # enough, where all images in them are sure
-        whole = selection.per_class is None and selection.min_confidence is None
-        return (2 if whole else 1) * sum(group.span.bytes for _, group in groups)
 
-    @staticmethod
-    def _first(
-        groups: Iterable[tuple[ShardGroups, RowGroup]], per_class: int
-    ) -> Iterator[tuple[ShardGroups, RowGroup]]:
-        counts: Counter[tuple[str, int]] = Counter()
-        for shard, group in groups:
-            key = (shard.shard.split, group.label)
-            if counts[key] < per_class:
-                yield shard, group
-            counts[key] += group.rows
+def least_bytes(plan: Plan, selection: Selection) -> int:
+    """What the selection takes of a disk at least, as fetched and, where whole row groups are, as written."""
+    groups = plan if selection.per_class is None else _first(plan, selection.per_class)  # enough, if all are sure
+    whole = selection.per_class is None and selection.min_confidence is None
+    return (2 if whole else 1) * sum(group.span.bytes for _, group in groups)
+
+
+def _first(groups: Plan, per_class: int) -> Plan:
+    counts: Counter[tuple[str, int]] = Counter()
+    found = []
+    for shard, group in groups:
+        key = (shard.shard.split, group.label)
+        if counts[key] < per_class:
+            found.append((shard, group))
+        counts[key] += group.rows
+    return found
 
 
 def open_part(version: Version, work: Path) -> Part:
@@ -119,15 +119,15 @@ def open_part(version: Version, work: Path) -> Part:
     return Part(version=version, images=images, shards=shards)
 
 
-def fetch_selected(part: Part, selection: Selection, work: Path, tally: Tally) -> Iterator[Selected]:
-    """The selected images, in order, of the row groups that may hold some.
+def fetch_selected(part: Part, plan: Plan, selection: Selection, work: Path, tally: Tally) -> Iterator[Selected]:
+    """The selected images, in order, of the row groups of the plan, which may hold some.
 
     The shards become files in `work` with holes where nothing was asked for; what is in them from before is used.
     """
     counts: Counter[tuple[str, int]] = Counter()
 
     def wanted() -> Iterator[tuple[ShardGroups, RowGroup]]:
-        for shard, group in part.plan(selection):
+        for shard, group in plan:
             if selection.per_class is None or counts[shard.shard.split, group.label] < selection.per_class:
                 yield shard, group
 
