@@ -16,6 +16,7 @@ from pipeline.delivery.pointer import Pointer
 from pipeline.delivery.versions import ReleaseInfo, Version
 from pipeline.errors import FailedError
 
+_WIDEST = 1000  # letters of a row that is a line; a table takes what it needs of them
 _HEADER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 
 
@@ -85,10 +86,17 @@ def history_table(pointers: Iterable[Pointer]) -> Table:
     return table
 
 
-def console() -> Console:
-    """As wide as the terminal; into a pipe wide enough that a row is a line."""
-    found = Console()
-    return found if found.is_terminal else Console(width=250)
+def put(what: Table | Group) -> None:
+    """Print it as wide as the terminal. In a file or a pipe a row of a table is a line, and no line ends in blanks."""
+    console = Console()
+    if console.is_terminal:
+        console.print(what)
+        return
+    if isinstance(what, Table):
+        console.width = _WIDEST
+    with console.capture() as printed:
+        console.print(what)
+    print(re.sub(" +$", "", printed.get(), flags=re.MULTILINE), end="")
 
 
 def _plain(text: str) -> Text:

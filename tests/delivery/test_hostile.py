@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import struct
 import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +27,7 @@ from hypothesis import strategies as st
 from pipeline.delivery import find, list_releases, open_release, open_store, publish, pull, rowgroups, verify
 from pipeline.delivery.pointer import read_pointers
 from pipeline.delivery.selecting import ALL, Selection
-from pipeline.delivery.showing import card_text, console, history_table, releases_json, releases_table
+from pipeline.delivery.showing import card_text, history_table, put, releases_json, releases_table
 from pipeline.errors import ForgelineError
 
 fuzzed = settings(suppress_health_check=list(HealthCheck))
@@ -79,15 +81,14 @@ def read_all(url: str, dest: Path, layout: str, selection: Selection) -> list[st
     """Does what a reader can do; the sentences that refused."""
 
     def show() -> None:
-        printed = console()
-        with printed.capture():
-            printed.print(card_text(find(url)), history_table(read_pointers(open_store(str(dest.parent)), "digits")))
+        with redirect_stdout(io.StringIO()):
+            put(card_text(find(url)))
+            put(history_table(read_pointers(open_store(str(dest.parent)), "digits")))
 
     def table() -> None:
         releases = list_releases(open_store(url.rpartition("/")[0]))
-        printed = console()
-        with printed.capture():
-            printed.print(releases_table(releases))
+        with redirect_stdout(io.StringIO()):
+            put(releases_table(releases))
         releases_json(releases)
 
     refusals = [said(show), said(table), said(lambda: list(open_release(url).stream(seed=0)))]

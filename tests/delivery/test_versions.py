@@ -105,6 +105,21 @@ def test_a_list_for_programs(tmp_path: Path, images, description) -> None:
     assert (row["name"], row["version"], row["images"], row["channels"]) == ("digits", version, 24, ["latest"])
 
 
+def test_in_a_pipe_a_row_is_a_line_that_ends_with_its_last_word(tmp_path: Path, make_images, make_description) -> None:
+    url, long = str(tmp_path / "releases"), " ".join(["long"] * 120)
+    for seed, verdict in enumerate(("Helps.", long)):
+        set_ = make_images(tmp_path / f"{seed}", seed).root
+        publish(open_store(url), "digits", set_, description=make_description(verdict=verdict), documents={})
+    found = {
+        command: CliRunner().invoke(forgeline, [command, target]).stdout.splitlines()
+        for command, target in {"list": url, "show": f"{url}/digits", "history": f"{url}/digits"}.items()
+    }
+    assert {line.rpartition("  ")[2] for line in found["list"]} == {"verdict", "Helps.", long}
+    assert len(found["history"]) == 3
+    assert all(line == line.rstrip() for lines in found.values() for line in lines)
+    assert max(map(len, found["show"])) <= 80
+
+
 def test_what_is_damaged_is_a_row_and_the_rest_is_listed(url: str, images, description) -> None:
     store = open_store(url)
     version = publish(store, "digits", images.root, description=description, documents={}).version
