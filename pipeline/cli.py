@@ -154,7 +154,7 @@ def evaluate(
     Each is a folder, zip or tar of pictures (also on s3://) or an ImageSet; Forgeline need not have made it. With
     --extractor in-domain the features are those that the workspace here has trained.
     """
-    from pipeline.delivery.showing import put
+    from pipeline.delivery.showing import put_table
     from pipeline.metrics.extractors import Settings
     from pipeline.params import Document
     from pipeline.report.against import compare, table
@@ -165,7 +165,7 @@ def evaluate(
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        put(table(found))
+        put_table(table(found))
 
 
 @forgeline.command()
@@ -196,13 +196,13 @@ def publish(url: str | None, name: str | None, key: Path | None, harmful: bool) 
 def list_(url: str, as_json: bool) -> None:
     """The releases at URL (s3://bucket/prefix or a folder)."""
     from pipeline.delivery import list_releases, open_store
-    from pipeline.delivery.showing import put, releases_json, releases_table
+    from pipeline.delivery.showing import put_table, releases_json, releases_table
 
     releases = list_releases(open_store(url))
     if as_json:
         click.echo(releases_json(releases))
     elif releases:
-        put(releases_table(releases))
+        put_table(releases_table(releases))
     else:
         click.echo(f"{url}: no releases yet")
     if damaged := [release for release in releases if release.damaged is not None]:
@@ -214,9 +214,9 @@ def list_(url: str, as_json: bool) -> None:
 def show(release: str) -> None:
     """The card of RELEASE (URL/NAME, URL/NAME@VERSION or URL/NAME@CHANNEL)."""
     from pipeline.delivery import find
-    from pipeline.delivery.showing import card_text, put
+    from pipeline.delivery.showing import put_card
 
-    put(card_text(find(release)))
+    put_card(find(release))
 
 
 @forgeline.command()
@@ -225,9 +225,9 @@ def history(release: str) -> None:
     """Which version each channel of RELEASE (URL/NAME) named: since when, by whom, and why."""
     from pipeline.delivery.keeping import open_release_store
     from pipeline.delivery.pointer import read_pointers
-    from pipeline.delivery.showing import history_table, put
+    from pipeline.delivery.showing import history_table, put_table
 
-    put(history_table(read_pointers(*open_release_store(release))))
+    put_table(history_table(read_pointers(*open_release_store(release))))
 
 
 @forgeline.command()

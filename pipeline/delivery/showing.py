@@ -58,21 +58,6 @@ def releases_json(releases: Iterable[ReleaseInfo]) -> str:
     return json.dumps([asdict(release) for release in releases], indent=1)
 
 
-def card_text(version: Version) -> Group:
-    """The card of a version. Raises FailedError when it has none."""
-    from rich.markdown import Markdown  # brings a parser and highlighting, which a table does without
-
-    data = version.read(CARD)
-    if data is None:
-        raise FailedError(f"{version.store.url}: {version.name} has no {CARD}")
-    text = _HEADER.sub("", data.decode(errors="replace"))
-    body = Markdown(_plain(text).plain, hyperlinks=False)
-    if version.yank is None:
-        return Group(body)
-    yank = version.yank
-    return Group(Text.assemble((f"Yanked on {_plain(yank.since[:10])}: ", "red"), _plain(yank.why)), body)
-
-
 def history_table(pointers: Iterable[Pointer]) -> Table:
     """A row for each move of each channel, newest first."""
     table = Table(box=None, pad_edge=False)
@@ -86,17 +71,33 @@ def history_table(pointers: Iterable[Pointer]) -> Table:
     return table
 
 
-def put(what: Table | Group) -> None:
-    """Print it as wide as the terminal. In a file or a pipe a row of a table is a line, and no line ends in blanks."""
+def put_table(table: Table | Group) -> None:
+    """Print it as wide as the terminal. In a file or a pipe a row is a line, and no line ends in blanks."""
     console = Console()
     if console.is_terminal:
-        console.print(what)
+        console.print(table)
         return
-    if isinstance(what, Table):
-        console.width = _WIDEST
+    console.width = _WIDEST
     with console.capture() as printed:
-        console.print(what)
+        console.print(table)
     print(re.sub(" +$", "", printed.get(), flags=re.MULTILINE), end="")
+
+
+def put_card(version: Version) -> None:
+    """Print the card of a version. In a file or a pipe it is as it was written. Raises FailedError when it has none."""
+    data, console = version.read(CARD), Console()
+    if data is None:
+        raise FailedError(f"{version.store.url}: {version.name} has no {CARD}")
+    text = _plain(_HEADER.sub("", data.decode(errors="replace"))).plain
+    if version.yank:
+        said = Text.assemble((f"Yanked on {_plain(version.yank.since[:10])}: ", "red"), _plain(version.yank.why))
+        console.print(said, soft_wrap=True)
+    if not console.is_terminal:
+        print(text.strip())
+        return
+    from rich.markdown import Markdown  # brings a parser and highlighting, which a table does without
+
+    console.print(Markdown(text, hyperlinks=False))
 
 
 def _plain(text: str) -> Text:

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from pipeline.delivery import find, list_releases, open_release, open_store, publish, pull, rowgroups, verify
 from pipeline.delivery.pointer import read_pointers
 from pipeline.delivery.selecting import ALL, Selection
-from pipeline.delivery.showing import card_text, history_table, put, releases_json, releases_table
+from pipeline.delivery.showing import history_table, put_card, put_table, releases_json, releases_table
 from pipeline.errors import ForgelineError
 
 fuzzed = settings(suppress_health_check=list(HealthCheck))
@@ -65,6 +65,13 @@ def vouch(files: Files) -> None:
     files[key] = json.dumps(manifest).encode()
 
 
+class Terminal(io.StringIO):
+    """Where more is made of what is printed than in a pipe."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def said(action: Callable[[], object]) -> str | None:
     """The one sentence that refuses, None where it went well; everything else that is raised is a failure."""
     try:
@@ -81,14 +88,14 @@ def read_all(url: str, dest: Path, layout: str, selection: Selection) -> list[st
     """Does what a reader can do; the sentences that refused."""
 
     def show() -> None:
-        with redirect_stdout(io.StringIO()):
-            put(card_text(find(url)))
-            put(history_table(read_pointers(open_store(str(dest.parent)), "digits")))
+        with redirect_stdout(Terminal()):
+            put_card(find(url))
+            put_table(history_table(read_pointers(open_store(str(dest.parent)), "digits")))
 
     def table() -> None:
         releases = list_releases(open_store(url.rpartition("/")[0]))
-        with redirect_stdout(io.StringIO()):
-            put(releases_table(releases))
+        with redirect_stdout(Terminal()):
+            put_table(releases_table(releases))
         releases_json(releases)
 
     refusals = [said(show), said(table), said(lambda: list(open_release(url).stream(seed=0)))]

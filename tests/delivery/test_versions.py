@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import io
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from rich.console import Console
 from pipeline.cli import forgeline
 from pipeline.delivery import find, list_releases, open_store, publish
 from pipeline.delivery.keeping import promote
-from pipeline.delivery.showing import card_text, releases_json, releases_table
+from pipeline.delivery.showing import releases_json
 from pipeline.errors import FailedError, UserError
 
 
@@ -78,18 +78,18 @@ def test_a_small_file_is_read_as_published_or_not_at_all(url: str, images, descr
 HOSTILE = "\x1b[31mred\x1b[0m [bold]markup[/bold] \x07"
 
 
-def printed(renderable) -> str:
-    out = io.StringIO()
-    Console(file=out, width=250, force_terminal=False).print(renderable)
-    return out.getvalue()
-
-
-def test_what_a_store_says_is_printed_as_text(tmp_path: Path, images, make_description) -> None:
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_a_store_says_is_printed_as_text(
+    tmp_path: Path, images, make_description, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if terminal:  # one without colours, which are control codes
+        wide = partial(Console, width=250, force_terminal=True, color_system=None)
+        monkeypatch.setattr("pipeline.delivery.showing.Console", wide)
     store = open_store(str(tmp_path / "releases"))
     description = make_description(verdict=HOSTILE)
     version = publish(store, "digits", images.root, description=description, documents={}).version
-    table = printed(releases_table(list_releases(store)))
-    card = printed(card_text(find(f"{tmp_path}/releases/digits")))
+    table = CliRunner().invoke(forgeline, ["list", store.url]).stdout
+    card = CliRunner().invoke(forgeline, ["show", f"{store.url}/digits"]).stdout
     for text in (table, card):
         assert "[31mred[0m [bold]markup[/bold]" in text
         assert not {"\x1b", "\x07"} & set(text)
@@ -110,14 +110,22 @@ def test_in_a_pipe_a_row_is_a_line_that_ends_with_its_last_word(tmp_path: Path, 
     for seed, verdict in enumerate(("Helps.", long)):
         set_ = make_images(tmp_path / f"{seed}", seed).root
         publish(open_store(url), "digits", set_, description=make_description(verdict=verdict), documents={})
-    found = {
-        command: CliRunner().invoke(forgeline, [command, target]).stdout.splitlines()
-        for command, target in {"list": url, "show": f"{url}/digits", "history": f"{url}/digits"}.items()
-    }
-    assert {line.rpartition("  ")[2] for line in found["list"]} == {"verdict", "Helps.", long}
-    assert len(found["history"]) == 3
-    assert all(line == line.rstrip() for lines in found.values() for line in lines)
-    assert max(map(len, found["show"])) <= 80
+    rows = CliRunner().invoke(forgeline, ["list", url]).stdout.splitlines()
+    assert {row.rpartition("  ")[2] for row in rows} == {"verdict", "Helps.", long}
+    moves = CliRunner().invoke(forgeline, ["history", f"{url}/digits"]).stdout.splitlines()
+    assert [move.split()[-1] for move in moves] == ["why", "publish", "publish"]
+    assert all(line == line.rstrip() for line in (*rows, *moves))
+
+
+def test_in_a_pipe_a_card_is_as_it_was_written(tmp_path: Path, images, make_description) -> None:
+    """Nothing is folded or cut off, as it is where a terminal is narrow."""
+    url, long = str(tmp_path / "releases"), " ".join(["long"] * 120)
+    publish(open_store(url), "digits", images.root, description=make_description(verdict=long), documents={})
+    card = (tmp_path / "releases" / "digits").glob("v=*/README.md")
+    shown = CliRunner().invoke(forgeline, ["show", f"{url}/digits"]).stdout
+    assert next(card).read_text(encoding="utf-8").endswith(f"---\n\n{shown}")
+    assert shown.startswith("# ")
+    assert long in shown
 
 
 def test_what_is_damaged_is_a_row_and_the_rest_is_listed(url: str, images, description) -> None:
