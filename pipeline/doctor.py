@@ -63,21 +63,21 @@ class Check:
 
 def checks(workspace: Path) -> list[Check]:
     """Look at everything that a run in `workspace` needs. The store is tried with an object that is then removed."""
-    api = _api(workspace)
+    api, dvc = _api(workspace), _dvc(workspace)
     look: dict[str, Callable[[Path], Finding]] = {
         "Python": _python,
         "packages": _packages,
         "device": _device,
         "memory": _memory,
-        "disk": _disk,
+        "disk": partial(_disk, dvc=dvc),
         "git": _git,
         "repository": _repository,
         "settings": _settings,
         "weights": _weights,
         "store": _store,
         "clock": partial(_clock, api=api),
-        "remotes": _remotes,
-        "DVC remote": _dvc_remote,
+        "remotes": partial(_remotes, dvc=dvc),
+        "DVC remote": partial(_dvc_remote, dvc=dvc),
         "Prefect": partial(_prefect, api=api),
         "workers": partial(_workers, api=api),
         "deployments": partial(_deployments, api=api),
@@ -173,10 +173,11 @@ def _memory(_: Path) -> Finding:
     return _enough("memory", free_gb, LEAST_MEMORY_GB, "end other programs, or lower train.batch_size")
 
 
-def _disk(workspace: Path) -> Finding:
+def _disk(workspace: Path, dvc: _Dvc | Exception) -> Finding:
     """The least free one of those that hold the workspace, DVC's cache and our own."""
     mend = "'dvc gc --all-commits --all-experiments' removes what neither this workspace nor any commit here names"
-    places = {_there(place): place for place in (workspace, _dvc_cache(workspace), paths.cache()) if place}
+    cache = workspace if isinstance(dvc, Exception) else dvc.cache
+    places = {_there(place): place for place in (workspace, cache, paths.cache())}
     disks = {place.stat().st_dev: (shutil.disk_usage(place).free / 1e9, asked) for place, asked in places.items()}
     free_gb, place = min(disks.values(), key=lambda disk: disk[0])
     return _enough(f"disk at {_shown(place)}" if len(disks) > 1 else "disk", free_gb, LEAST_DISK_GB, mend)
@@ -186,18 +187,6 @@ def _there(place: Path) -> Path:
     """The folder, or the one above it that it will be made in."""
     place = place.resolve()
     return next(folder for folder in (place, *place.parents) if folder.is_dir())
-
-
-def _dvc_cache(workspace: Path) -> Path | None:
-    """None where there is no DVC, or no repository of its."""
-    try:
-        from dvc.exceptions import DvcException
-        from dvc.repo import Repo
-
-        with Repo(str(workspace)) as repo:
-            return Path(repo.cache.local_cache_dir)
-    except (ImportError, DvcException):
-        return None
 
 
 def _enough(what: str, free_gb: float, least_gb: float, mend: str) -> Finding:
@@ -294,7 +283,7 @@ def _clock(workspace: Path, api: str | None) -> Finding:
     return "ok", datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"), ""
 
 
-def _remotes(workspace: Path) -> Finding:
+def _remotes(workspace: Path, dvc: _Dvc | Exception) -> Finding:
     try:
         settings = read_run_settings(Document.load(_shown(workspace / paths.PARAMS)))
     except ForgelineError:
@@ -325,7 +314,7 @@ def _remotes(workspace: Path) -> Finding:
         return "missing", "no git remote 'origin', by which run.remote_stages goes", "git remote add origin URL"
     elif settings.branch and git("rev-parse", "--verify", f"refs/heads/{settings.branch}") is None:
         return "missing", f"no branch '{settings.branch}' here", "correct run.branch, or make it"
-    if not _names_dvc_remote(workspace):
+    if isinstance(dvc, _Dvc) and not dvc.remote:  # where DVC cannot tell, the check of its remote says more
         mend = "dvc remote add --default NAME s3://bucket/prefix"
         if settings.remote_stages:
             return "missing", "no DVC remote, by which run.remote_stages gets its inputs", mend
@@ -334,31 +323,35 @@ def _remotes(workspace: Path) -> Finding:
     return "ok", f"{' and '.join(branches or ['origin'])} can be reached", ""
 
 
-def _names_dvc_remote(workspace: Path) -> bool:
-    """Whether DVC has a default remote; True where it cannot tell, of which the check of the DVC remote says more."""
-    try:
-        from dvc.exceptions import DvcException
-        from dvc.repo import Repo
+@dataclass(frozen=True, kw_only=True)
+class _Dvc:
+    """Where DVC keeps outputs: its `cache`, and the default `remote`, by name and as an object of DVC's; or none."""
 
-        with Repo(str(workspace)) as repo:
-            return bool(repo.config["core"].get("remote"))
-    except (ImportError, DvcException):
-        return True
+    cache: Path
+    remote: tuple[str, Any] | None
 
 
-def _dvc_remote(workspace: Path) -> Finding:
-    """Read as DVC reads it. Nothing is written, since a trainer may not remove what it writes there."""
+def _dvc(workspace: Path) -> _Dvc | Exception:
+    """As DVC reads it; why it cannot, where it cannot."""
     try:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
 
         with Repo(str(workspace)) as repo:
             name = repo.config["core"].get("remote")
-            if not name:
-                return "ok", "none; outputs stay in the cache of this machine", ""
-            return _listed(name, repo.cloud.get_remote_odb(name))
+            remote = (name, repo.cloud.get_remote_odb(name)) if name else None
+            return _Dvc(cache=Path(repo.cache.local_cache_dir), remote=remote)
     except (ImportError, DvcException) as error:
-        return "missing", _sentence(error), "correct it with 'dvc remote', or install what it names"
+        return error
+
+
+def _dvc_remote(_: Path, dvc: _Dvc | Exception) -> Finding:
+    """Nothing is written, since a trainer may not remove what it writes there."""
+    if isinstance(dvc, Exception):
+        return "missing", _sentence(dvc), "correct it with 'dvc remote', or install what it names"
+    if not dvc.remote:
+        return "ok", "none; outputs stay in the cache of this machine", ""
+    return _listed(*dvc.remote)
 
 
 def _listed(name: str, remote: Any) -> Finding:

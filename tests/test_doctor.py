@@ -22,6 +22,7 @@ from typing import NamedTuple
 import boto3
 import pytest
 import servers
+from dvc.repo import Repo
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -418,6 +419,18 @@ def test_a_dvc_remote_in_a_folder_and_one_that_is_none(workspace: Path) -> None:
     assert dvc_remote(workspace, "gs://bucket/dvc")[0] == "missing"
     (workspace / ".dvc/config").write_text("[core]\n    remote = store\n")
     assert finding(workspace, "DVC remote").found == "config file error: remote 'store' doesn't exist"
+
+
+def test_dvcs_repository_is_read_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_from(workspace, "{record: forgeline/nightly}")
+    read, opened = Repo.__init__, []
+
+    def count(repo: Repo, *words: str) -> None:
+        opened.append(words)
+        read(repo, *words)
+
+    monkeypatch.setattr(Repo, "__init__", count)
+    assert len(checks(workspace)) > len(opened) == 1
 
 
 @pytest.mark.parametrize("ahead", [-3600.0, 0.0, 3600.0])
