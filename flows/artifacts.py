@@ -11,6 +11,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from pipeline import paths
 from pipeline.delivery.outputs import read_report
+from pipeline.delivery.workspace import interval
 from pipeline.report.page import write_report
 
 SAMPLES = paths.EVALUATION / "synthetic" / "figures" / "samples.png"
@@ -67,16 +68,13 @@ def utility_table(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "real data": f"{row['data']} ({row['real_images']:,} images)",
             "protocol": row["protocol"],
-            "points over real only [95 %]": _interval(row["gain_over_real"]),
-            "points over real only, as many images seen [95 %]": _interval(row["gain_over_real_long"]),
-            "verdict": row["verdict"],
+            "points over real only [95 %]": interval(row["gain_over_real"]),
+            "points over real only, as many images seen [95 %]": interval(row["gain_over_real_long"]),
+            "verdict": row["verdict"]
+            + (f"; filling up rare classes {row['rare']['verdict']}" if "rare" in row else ""),
         }
         for row in report["rows"]
     ]
-
-
-def _interval(gain: Mapping[str, float]) -> str:
-    return f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
 
 
 def _numbers(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -17,7 +17,7 @@ from pipeline.delivery import open_store, pull
 from pipeline.delivery.outputs import read_report
 from pipeline.delivery.pointer import Pointer
 from pipeline.delivery.versions import Version, read_version
-from pipeline.delivery.workspace import harms
+from pipeline.delivery.workspace import harms, verdicts
 from pipeline.imageset import ImageSet
 from pipeline.params import Document
 from pipeline.running import Gate
@@ -25,6 +25,7 @@ from pipeline.running import Gate
 if TYPE_CHECKING:
     from pipeline.stages.evaluate import Images
 
+_NEEDED = {"helps": "helps somewhere, harms nowhere", "harmless": "harms nowhere or helps somewhere", "any": "any"}
 _LOWER_IS_BETTER = {"fidelity.fid", "fidelity.kid", "memorization.nearer_than_percentile_1"}
 
 
@@ -89,17 +90,18 @@ def show(verdict: Verdict) -> None:
 def _own(workspace: Path, gate: Gate, *, harmful: bool) -> Iterator[Demand]:
     """What the set must reach whatever was published before. One that fails its validation ends the run before this."""
     utility = read_report(workspace, paths.UTILITY / "utility.json")
-    verdicts = [row["verdict"] for row in utility["rows"]]
-    helps = "helps" in verdicts and "harms" not in verdicts
+    found = list(verdicts(utility))
+    helps = {"helps"} <= {verdict for verdict, _ in found} <= {"helps", "makes no difference"}
     allowed = gate.utility == "any" or (gate.utility == "harmless" and (harmful or not harms(utility)))
     yield Demand(
         what="utility",
-        needed={"helps": "helps and nowhere harms", "harmless": "not harms", "any": "any"}[gate.utility],
-        found=", ".join(f"{row['verdict']} with {row['data']}" for row in utility["rows"]),
+        needed=_NEEDED[gate.utility],
+        found=", ".join(f"{verdict} {on}" for verdict, on in found),
         holds=allowed or helps,
     )
-    memorization = read_report(workspace, paths.EVALUATION / "synthetic" / "metrics.json")["memorization"]
-    copies, near = memorization["copies"], memorization["nearer_than_percentile_1"]
+    metrics = read_report(workspace, paths.EVALUATION / "synthetic" / "metrics.json")
+    copies, near = metrics["memorization"]["copies"], metrics["memorization"]["nearer_than_percentile_1"]
+    noise = gate.noise * metrics["memorization_spread"]["nearer_than_percentile_1"]
     yield Demand(
         what="exact copies of training images",
         needed=f"at most {gate.max_copies}",
@@ -109,9 +111,9 @@ def _own(workspace: Path, gate: Gate, *, harmful: bool) -> Iterator[Demand]:
     )
     yield Demand(
         what="share of near copies of training images",
-        needed=f"at most {gate.max_near_copies:g}",
+        needed=f"at most {gate.max_near_copies:g}, noise of {noise:.2g} aside",
         found=f"{near:.3g}",
-        holds=near <= gate.max_near_copies,
+        holds=near <= gate.max_near_copies + noise,
         secret=True,
     )
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from flows.commands import dvc as run_dvc
 from flows.graph import read_stages
 from pipeline import paths
+from pipeline.delivery.workspace import interval
 from pipeline.doctor import read_all_params
 from pipeline.errors import FailedError, ending
 from pipeline.imageset.files import atomic_folder
@@ -41,13 +42,16 @@ def study(workspace: Path, shares: Sequence[float], seeds: int) -> tuple[list[di
 
     read_all_params(workspace)
     read_stages(workspace)
-    source = _absolute_source(Document.load(workspace / paths.PARAMS))
+    document = Document.load(workspace / paths.PARAMS)
+    kept = _absolute_source(document)
+    if document.mapping("train").get("warm_start"):  # what a parent learned from would count too
+        kept["train.warm_start"] = "null"
     rows, failed = [], []
     shares = sorted(set(shares))
     for number, share in enumerate(shares, start=1):
         name = f"same-data-{share:g}"
         print(f"study: experiment {number} of {len(shares)}, {name}", flush=True)
-        settings = {"ingest.train_fraction": share, "utility.fractions": "[1.0]", "utility.seeds": seeds, **source}
+        settings = {"ingest.train_fraction": share, "utility.fractions": "[1.0]", "utility.seeds": seeds, **kept}
         if _experiment_ends_well(workspace, name, settings):
             found = dvc.api.read(str(paths.UTILITY / "utility.json"), repo=str(workspace), rev=name)
             rows += json.loads(found)["rows"]
@@ -88,7 +92,7 @@ def _table(rows: Sequence[Mapping[str, Any]], seeds: int) -> Table:
         shown.add_row(
             f"{row['real_images']:,} ({row['data']})",
             *(f"{accuracy[arm]['mean']:.2f}%" for arm in ("real_long", "mixed")),
-            f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]",
+            interval(gain),
             row["verdict"],
         )
     shown.caption = (

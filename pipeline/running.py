@@ -43,9 +43,10 @@ def worker_command(pool: str, kind: str) -> str:
 class Gate:
     """What a set must reach to be published.
 
-    `utility`: what it must do for a classifier by the verdict of `utility`: help somewhere and harm nowhere, not harm
-    (as publish.harmful says), or any. `max_copies`: exact copies of training images. `max_near_copies`: the share of
-    images that are nearer to a training image than 99 % of held-out real images are; of those it is 0.01.
+    `utility`: what it must do for a classifier by the verdicts of `utility`: help somewhere and harm nowhere; not harm,
+    unless it helps elsewhere (as publish.harmful says); or any. `max_copies`: exact copies of training images.
+    `max_near_copies`: the share of images that are nearer to a training image than 99 % of held-out real images are; of
+    those it is 0.01, and few of them say little, so that `noise` standard errors are allowed for.
     `champion`: the measures by which it must not be worse than the set that `latest` names, which is measured anew on
     today's real images. An empty list asks for nothing, and is needed once where that set has other classes or another
     size, as nothing can be compared then. Both are drawn from `draws` times, half of the smaller set each time, and

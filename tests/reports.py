@@ -38,7 +38,13 @@ REPORTS: dict[Path, dict[str, Any]] = {
         "search": [{"spread": 1.0, "min_confidence": 0.5, "manifold_neighbours": 0, "surprise": None, "chosen": True}],
         "params": {"seed": 3},
     },
-    METRICS["synthetic"]: {"memorization": {"copies": 0, "nearer_than_percentile_1": 0.01}, "protocol": [ENTRY]},
+    METRICS["synthetic"]: {
+        "images": 9,
+        "memorization": {"copies": 0, "nearer_than_percentile_1": 0.01},
+        "memorization_spread": {"nearer_than_percentile_1": 0.002},
+        "memorization_floor": {"nearer_than_percentile_1": 0.012},
+        "protocol": [ENTRY],
+    },
     UTILITY: {"rows": [ROW], "synthetic_only_accuracy": 50.0, "protocol": ["same-data: the same."]},
     **{
         paths.VALIDATION / which / "report.json": {"expectations": {"evaluated": 9, "failed": 0}}

@@ -72,7 +72,12 @@ _NEEDED: dict[Path, Any] = {
     },
     paths.EVALUATION / "model" / "metrics.json": _METRICS,
     paths.EVALUATION / "synthetic" / "metrics.json": _METRICS
-    | {"memorization": {"copies": int, "nearer_than_percentile_1": _NUMBER}},
+    | {
+        "images": int,
+        "memorization": {"copies": int, "nearer_than_percentile_1": _NUMBER},
+        "memorization_spread": {"nearer_than_percentile_1": _NUMBER},
+        "memorization_floor": {"nearer_than_percentile_1": _NUMBER},
+    },
     paths.MODEL / "model.json": {
         "family": str,
         "images_seen": int,

@@ -173,8 +173,16 @@ def harms(utility: Mapping[str, Any]) -> bool:
 
     What helps who has few images, and harms who has many, is worth publishing: its verdict says both.
     """
-    verdicts = {each["verdict"] for row in utility["rows"] for each in (row, row.get("rare", row))}
-    return "harms" in verdicts and "helps" not in verdicts
+    found = {verdict for verdict, _ in verdicts(utility)}
+    return "harms" in found and "helps" not in found
+
+
+def verdicts(utility: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each verdict of utility.json, and what it is on."""
+    for row in utility["rows"]:
+        yield row["verdict"], f"with {row['data']}"
+        if "rare" in row:
+            yield row["rare"]["verdict"], f"filling up rare classes with {row['data']}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,12 +217,16 @@ def class_gains(utility: Mapping[str, Any]) -> list[ClassGain]:
 
 
 def headline(utility: Mapping[str, Any]) -> str:
-    """The verdict of utility.json in one sentence for each question."""
+    """The verdict of utility.json in one sentence for each question.
+
+    What is gained is accuracy over real images alone, seen as often; of rare classes, recall over oversampling them.
+    """
     rows = utility["rows"]
-    words = f"Added to real images, this set {_by_share((row['verdict'], row) for row in rows)}."
+    added = _by_share((row["verdict"], row["gain_over_real_long"], row) for row in rows)
+    words = f"Added to real images, this set {added}."
     if rare := [row for row in rows if "rare" in row]:
         shown = _few(list(rare[0]["rare"]["images"]))
-        filled = _by_share((row["rare"]["verdict"], row) for row in rare)
+        filled = _by_share((row["rare"]["verdict"], row["rare"]["recall_gain"]["oversampled"], row) for row in rare)
         words += f" Filling up the rare classes ({shown}) with it {filled}."
     alone = f"{utility['synthetic_only_accuracy']:.1f} % of real test images"
     return f"{words} Trained on this set alone, a classifier is right on {alone}."
@@ -239,7 +251,12 @@ def _measured_to_harm(utility: Mapping[str, Any]) -> Iterator[str]:
 
 def points(gain: Mapping[str, float]) -> str:
     """`+1.20 points [+0.80, +1.60]`."""
-    return f"{gain['mean']:+.2f} points [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+    return interval(gain).replace(" ", " points ", 1)
+
+
+def interval(gain: Mapping[str, float]) -> str:
+    """`+1.20 [+0.80, +1.60]`."""
+    return f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
 
 
 def _few(names: Sequence[str]) -> str:
@@ -252,11 +269,12 @@ def _whose(row: Mapping[str, Any]) -> str:
     return f"{row['real_images']:,} ({row['data']}), {row['protocol']}"
 
 
-def _by_share(verdicts: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
-    """Verdicts, each with the shares of the real images that it holds for."""
+def _by_share(verdicts: Iterable[tuple[str, Mapping[str, float], Mapping[str, Any]]]) -> str:
+    """Verdicts, each with the shares of the real images that it holds for, and what is gained there."""
     found: dict[str, list[str]] = {}
-    for verdict, row in verdicts:
-        found.setdefault(f"{verdict} with {{}} of them ({row['protocol']})", []).append(row["data"])
+    for verdict, gain, row in verdicts:
+        share = f"{row['data']} ({points(gain)})"
+        found.setdefault(f"{verdict} with {{}} of them ({row['protocol']})", []).append(share)
     return "; ".join(words.format(listed(data)) for words, data in found.items())
 
 

@@ -12,7 +12,7 @@ class Thresholds:
     min_images: int = 100
     min_images_per_class: int = 5  # in every split
     max_constant_fraction: float = 0.01  # images whose pixels are all equal
-    min_confidence: float = 0.5  # of the filter, that a synthetic image shows its class
+    min_confidence: float = 0  # of the filter, that a synthetic image shows its class; `augment` drops what is unsure
 
     def __post_init__(self) -> None:
         for name in ("min_images", "min_images_per_class"):

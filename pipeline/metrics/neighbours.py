@@ -142,8 +142,8 @@ def memorization(generated: np.ndarray, held_out: np.ndarray) -> dict[str, float
     """What distances to the nearest training image, of generated and of held-out real images, say about copying.
 
     `nearer_than_median` and `nearer_than_percentile_1`: the share of generated images at least as near as that
-    quantile of the held-out ones; 0.5 and 0.01 are expected of new real images, 1 of copies. `copies`: how many are at
-    distance 0; `nearest`: the smallest distance.
+    quantile of the held-out ones; `expected_nearer` says it of new real images, of copies it is 1. `copies`: how many
+    are at distance 0; `nearest`: the smallest distance.
     """
     return nearer(generated, held_out) | {"copies": int((generated == 0).sum()), "nearest": float(generated.min())}
 
@@ -151,3 +151,11 @@ def memorization(generated: np.ndarray, held_out: np.ndarray) -> dict[str, float
 def nearer(generated: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
     """The two shares of `memorization`."""
     return {name: float((generated <= np.quantile(held_out, part)).mean()) for name, part in QUANTILES.items()}
+
+
+def expected_nearer(held_out: int) -> dict[str, float]:
+    """The two shares that are expected of new real images beside as many held-out ones: of few, more than the quantile.
+
+    The k-th of n distances leaves k / (n + 1) of all below it in the mean, and np.quantile lies linearly between two.
+    """
+    return {name: (part * (held_out - 1) + 1) / (held_out + 1) for name, part in QUANTILES.items()}

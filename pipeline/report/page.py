@@ -108,7 +108,7 @@ def _content(workspace: Path, curves_picture: bytes | None) -> dict[str, Any]:
             f"{reason.replace('_', ' ')} {count:,}" for reason, count in augmented["dropped"].items() if count
         ),
         "measures": list(measures(unfiltered, release)),
-        "memorization": release["memorization"],
+        "release": release,
         "least_seen": _least_seen(workspace),
         "least_gained": gains[:_WORST],
         "losing": sum(each.loses for each in gains),

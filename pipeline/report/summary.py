@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from pipeline.delivery.outputs import REPORTS, protocols, read_report
+from pipeline.delivery.workspace import interval
 
 _MEASURES: dict[
     str, tuple[str, str, str | float | None]
@@ -32,11 +33,27 @@ _MEASURES: dict[
     "modes.kl_from_real": ("KL of the classes' shares from real", "{:.4f}", "modes_floor.kl_from_real"),
     "per_class.worst_diversity": ("diversity of the least diverse class", "{:.2f}", "per_class_floor.worst_diversity"),
     "modes.pixel_spread": ("spread of pixels, against real", "{:.2f}", 1),
-    "memorization.nearer_than_median": ("nearer to training than half of held-out", "{:.1%}", 0.5),
-    "memorization.nearer_than_percentile_1": ("… than 99 % of held-out", "{:.1%}", 0.01),
+    "memorization.nearer_than_median": (
+        "nearer to training than half of held-out",
+        "{:.1%}",
+        "memorization_floor.nearer_than_median",
+    ),
+    "memorization.nearer_than_percentile_1": (
+        "… than 99 % of held-out",
+        "{:.1%}",
+        "memorization_floor.nearer_than_percentile_1",
+    ),
     "memorization.copies": ("copies of training images", "{}", 0),
-    "memorization_features.nearer_than_median": ("in features nearer than half of held-out", "{:.1%}", 0.5),
-    "memorization_features.nearer_than_percentile_1": ("… than 99 % of held-out", "{:.1%}", 0.01),
+    "memorization_features.nearer_than_median": (
+        "in features nearer than half of held-out",
+        "{:.1%}",
+        "memorization_features_floor.nearer_than_median",
+    ),
+    "memorization_features.nearer_than_percentile_1": (
+        "… than 99 % of held-out",
+        "{:.1%}",
+        "memorization_features_floor.nearer_than_percentile_1",
+    ),
     "parzen.log_likelihood": ("Parzen log-likelihood, nats: historical", "{:.1f}", "parzen_real.log_likelihood"),
 }
 _ERRORS = {"parzen.log_likelihood": "parzen.standard_error"}  # where they do not stand in the block's own `_spread`
@@ -112,8 +129,12 @@ def _usefulness(utility: dict[str, Any]) -> Table:
             f"{row['data']} ({row['protocol']})",
             f"{accuracy['real_long']['mean']:.2f}%",
             f"{accuracy['mixed']['mean']:.2f}%",
-            f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]",
+            interval(gain),
         )
+        if "rare" in row:
+            recall, gain = row["rare"]["recall"], row["rare"]["recall_gain"]["oversampled"]
+            levels = (f"{recall[arm]['mean']:.2f}%" for arm in ("oversampled", "filled"))
+            table.add_row("… recall of rare classes, oversampled", *levels, interval(gain))
     if rows:
         table.add_row("none, this set alone", "", f"{utility['synthetic_only_accuracy']:.2f}%", "")
     shown = ("real_long", "Intervals", *(row["protocol"] for row in rows))

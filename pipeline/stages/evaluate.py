@@ -101,6 +101,34 @@ class Images:
             rows = np.concatenate([rows[first], np.delete(rows, first)])
         return np.sort(rows[:count])
 
+    def counts_like(self, real: Images) -> np.ndarray:
+        """How many of each class, (K,), make a draw no larger than `real` that has its shares of classes.
+
+        Where that would leave out more than half of what there is, or nobody asked for classes, (1,): how many in all.
+        """
+        most = min(len(self.images), len(real.images))
+        if self.labels.min() >= 0 and real.labels.max() > 0:
+            of_real = np.bincount(real.labels)
+            have = np.bincount(self.labels, minlength=len(of_real))[: len(of_real)]
+            enough = min(most, int((have * len(real.images) // np.maximum(of_real, 1))[of_real > 0].min()))
+            if 2 * enough >= most:
+                return enough * of_real // len(real.images)
+        return np.array([most])
+
+    def have(self, counts: np.ndarray) -> bool:
+        """Whether there are as many as counts_like says."""
+        if len(counts) == 1:
+            return len(self.images) >= int(counts[0])
+        return bool((np.bincount(self.labels, minlength=len(counts))[: len(counts)] >= counts).all())
+
+    def draw_like(self, counts: np.ndarray, seed: int) -> Images:
+        """As many as counts_like says, without replacement, in order; of what there are too few of, all."""
+        if len(counts) == 1:
+            return self.draw(int(counts[0]), seed)
+        rows = np.random.Generator(np.random.Philox(seed)).permutation(len(self.images))
+        chosen = [rows[self.labels[rows] == label][:count] for label, count in enumerate(counts)]
+        return self._of(np.sort(np.concatenate(chosen)))
+
     def parts(self, *, translated: bool) -> list[Images]:
         """What is compared together, see fidelity.by_domain."""
         return [self._of(rows) for rows in fidelity.by_domain(self.labels, translated=translated)]
@@ -158,7 +186,8 @@ def evaluate(
 
     Fidelity is to the held-out images, which neither the generator nor the extractor has seen: towards the training
     images both lean, so that a set could score better than real images do. It takes as many generated images as there
-    are held-out ones, at most max_images. Its floor puts as many training images in their place, and is left out when
+    are held-out ones, at most max_images, with their shares of the classes, or as many as can have these: a balanced
+    set is not worse for being balanced. Its floor puts as many training images in their place, and is left out when
     there are not so many. A class of the training images that `generated` has none of counts as 0 where the worst
     class is asked for. What depends on real images only is computed once. Raises UserError when there are too few
     images.
@@ -211,6 +240,7 @@ def evaluate(
     distances = nearest.result()[0], nearest_of_held_out.result()[0]
     metrics["memorization"] = neighbours.memorization(*distances)
     metrics["memorization_spread"] = spread.of_nearer(*distances, seed=seed)
+    metrics["memorization_floor"] = neighbours.expected_nearer(len(distances[1]))
     in_features, found_by_class, nearest_in_features = _in_features(ours, theirs, known, k, params, pool)
     metrics |= in_features
     protocol += _protocol(generated, train, held_out, judges, params)
@@ -267,7 +297,8 @@ def _fidelity(
         images.parts(translated=generated.translated) for images in (generated, held_out, train)
     )
     theirs = [part.draw(params.max_images, seed) for part in theirs]
-    sizes = [(min(len(one.images), len(real.images)), len(real.images)) for one, real in zip(ours, theirs, strict=True)]
+    wanted = [one.counts_like(real) for one, real in zip(ours, theirs, strict=True)]
+    sizes = [(int(counts.sum()), len(real.images)) for counts, real in zip(wanted, theirs, strict=True)]
     for parts, name_of_side in ((ours, "the generated set"), (theirs, "the test split")):
         for part in parts:
             said = f"a domain of {name_of_side}" if generated.translated else name_of_side
@@ -278,23 +309,25 @@ def _fidelity(
         images: Sequence[Images], embed: Callable[[np.ndarray, Executor], np.ndarray]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """What is embedded of so many images of each part, and of the real ones that they are compared with."""
-        drawn = [part.draw(count, seed).images for part, (count, _) in zip(images, sizes, strict=True)]
+        drawn = [part.draw_like(counts, seed).images for part, counts in zip(images, wanted, strict=True)]
         return [(embed(one, pool), real) for one, real in zip(drawn, references, strict=True)]
 
     found = [measure(extractor, *pair, seed=seed, pool=pool) for pair in pairs(ours, extractor.embed)]
     blocks = {name: _mean([scores for scores, _ in found])}
     independent = math.sqrt(len(found))  # parts, whose errors even out in the mean
     blocks[f"{name}_spread"] = {key: value / independent for key, value in _mean([each for _, each in found]).items()}
-    if all(len(part.images) >= count for part, (count, _) in zip(trained_on, sizes, strict=True)):
+    if all(part.have(counts) for part, counts in zip(trained_on, wanted, strict=True)):
         of_real = [floor_once(extractor, *pair, seed=seed, pool=pool) for pair in pairs(trained_on, embed_real)]
         blocks[floor] = _mean([scores for scores, _ in of_real])
+    shares = "those of the real images" if all(len(counts) > 1 for counts in wanted) else "as they come"
+    apart = (
+        {"domains": "each by itself, then the mean of both"} if generated.translated else {"shares of classes": shares}
+    )
     if untrained and in_domain:
         before = pairs(untrained.parts(translated=untrained.translated), extractor.embed)
         blocks["untrained"] = {"fid": float(np.mean([fidelity.frechet_distance(*pair) for pair in before]))}
+        apart["untrained"] = f"{sum(len(features) for features, _ in before)} {untrained.description}"
     count = sum(count for count, _ in sizes)
-    apart = {"domains": "each by itself, then the mean of both"} if generated.translated else {}
-    if "untrained" in blocks and untrained:
-        apart["untrained"] = f"{min(count, len(untrained.images))} {untrained.description}"
     return blocks, {
         "generated": f"{count} of {len(generated.images)} {generated.description}",
         "real": f"{sum(real for _, real in sizes)} of {len(held_out.images)} {held_out.description}",
@@ -335,6 +368,7 @@ def _in_features(
         "per_class_floor": numbers(of_known.result()),
         "memorization_features": neighbours.nearer(*distances),
         "memorization_features_spread": spread.of_nearer(*distances, seed=seed),
+        "memorization_features_floor": neighbours.expected_nearer(len(distances[1])),
     }
     return {name: block for name, block in blocks.items() if block}, found, nearest.result()
 
@@ -403,11 +437,12 @@ def _protocol(
             },
         ),
         (
-            ("memorization", "memorization_spread"),
+            ("memorization", "memorization_spread", "memorization_floor"),
             {
                 "generated": f"{len(generated.images)} {generated.description}",
                 "real": f"nearest of {len(train.images)} {train.description}{of_domain}",
                 "expected": f"the same of {len(held_out.images)} {held_out.description}",
+                "floor": "what is expected of new real images beside so many",
                 "distance": "root mean square over pixels and channels, levels 0 to 255",
                 "spread": f"{shares}, and from held-out distances drawn again",
                 **_common(params),
@@ -420,6 +455,7 @@ def _protocol(
                 "per_class_floor",
                 "memorization_features",
                 "memorization_features_spread",
+                "memorization_features_floor",
             ),
             {
                 "generated": f"{len(generated.images)} {generated.description}",
@@ -527,7 +563,7 @@ def _real(real: ImageSet, split: str) -> Images:
 
 
 def _from_model(real: ImageSet, params: Params, pool: Executor) -> tuple[Images, Images, RoundTrip | None]:
-    """Samples of the trained generator, and of the same one before training.
+    """Samples of the trained generator, and of one like it with random weights.
 
     One that translates gets the held-out images to translate, and the round trip of these is the third.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from bars import bars, write_set
 from PIL import Image
-from reports import METRICS, ROW, UTILITY, write_report
+from reports import INTERVAL, METRICS, ROW, UTILITY, write_report
 
 from flows.gate import judge
 from pipeline import paths
@@ -89,7 +89,7 @@ def test_what_is_not_good_by_itself_is_refused_and_not_shared(workspace: Path, t
     good_reports(workspace)
     assert (verdict.refusal, verdict.shareable) == (
         "exact copies of training images: 3, needed at most 0; "
-        "share of near copies of training images: 0.25, needed at most 0.02",
+        "share of near copies of training images: 0.25, needed at most 0.02, noise of 0.004 aside",
         False,
     )
 
@@ -97,12 +97,42 @@ def test_what_is_not_good_by_itself_is_refused_and_not_shared(workspace: Path, t
 def test_the_verdict_of_utility_is_as_demanded(workspace: Path, tmp_path: Path) -> None:
     url = tmp_path / "sets"
     write_report(workspace, UTILITY, rows=[ROW | {"data": "10 %", "verdict": "harms"}])
-    assert refusal(workspace, url) == "utility: harms with 10 %, needed not harms"
+    assert refusal(workspace, url) == "utility: harms with 10 %, needed harms nowhere or helps somewhere"
     assert refusal(workspace, url, harmful=True) is None
     assert refusal(workspace, url, Gate(utility="any")) is None
     assert "needed helps" in (refusal(workspace, url, Gate(utility="helps"), harmful=True) or "")
     good_reports(workspace)
     assert refusal(workspace, url, Gate(utility="helps")) is None
+
+
+def test_what_a_set_does_for_rare_classes_is_judged_and_said_too(workspace: Path, tmp_path: Path) -> None:
+    url = tmp_path / "sets"
+    arms = dict.fromkeys(("real", "real_long", "oversampled", "weighted", "filled"), INTERVAL)
+    rare = {"images": {"c": 4}, "advised_share": 0.0, "verdict": "harms"}
+    rare |= dict.fromkeys(("recall", "recall_gain", "balanced_accuracy", "balanced_accuracy_gain"), arms)
+    try:
+        write_report(workspace, UTILITY, rows=[ROW | {"verdict": "makes no difference", "rare": rare}])
+        assert refusal(workspace, url) == (
+            f"utility: makes no difference with {ROW['data']}, harms filling up rare classes with {ROW['data']}, "
+            "needed harms nowhere or helps somewhere"
+        )
+        write_report(workspace, UTILITY, rows=[ROW | {"verdict": "helps", "rare": rare}])
+        assert "harms filling up rare classes" in (refusal(workspace, url, Gate(utility="helps")) or "")
+        assert refusal(workspace, url) is None
+    finally:
+        good_reports(workspace)
+
+
+def test_few_held_out_images_leave_room_for_near_copies_by_chance(workspace: Path, tmp_path: Path) -> None:
+    near = {"copies": 0, "nearer_than_percentile_1": 0.03}
+    try:
+        write_report(workspace, METRICS["synthetic"], memorization=near)
+        assert "near copies" in (refusal(workspace, tmp_path / "sets") or "")
+        spread = {"nearer_than_percentile_1": 0.006}
+        write_report(workspace, METRICS["synthetic"], memorization=near, memorization_spread=spread)
+        assert refusal(workspace, tmp_path / "sets") is None
+    finally:
+        good_reports(workspace)
 
 
 @pytest.mark.parametrize("path", [METRICS["synthetic"], UTILITY])

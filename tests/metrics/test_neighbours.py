@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from pipeline.metrics.neighbours import (
     Nearest,
     _flat,
+    expected_nearer,
     memorization,
+    nearer,
     nearest,
     nearest_as_made,
     nearest_features,
@@ -113,6 +115,15 @@ def test_copies_are_all_nearer_and_new_images_as_expected() -> None:
     assert fresh["nearer_than_median"] == pytest.approx(0.5, abs=0.05)
     assert fresh["nearer_than_percentile_1"] == pytest.approx(0.01, abs=0.01)
     assert fresh["copies"] == 0
+
+
+@pytest.mark.parametrize("held_out", [20, 150])
+def test_new_images_are_as_often_near_as_is_expected_beside_few_held_out_ones(held_out: int) -> None:
+    random = np.random.default_rng(0)
+    found = [nearer(random.random(4000), random.random(held_out)) for _ in range(4000)]
+    for name, share in expected_nearer(held_out).items():
+        values = [each[name] for each in found]
+        assert np.mean(values) == pytest.approx(share, abs=5 * np.std(values) / np.sqrt(len(values)))
 
 
 def test_distances_in_features_are_those_of_a_plain_search() -> None:

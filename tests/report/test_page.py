@@ -131,7 +131,10 @@ def workspace(tmp_path: Path) -> Path:
         },
         paths.EVALUATION / "synthetic" / "metrics.json": {
             "fidelity": {"fid": 0.0375},
+            "images": 6,
             "memorization": {"nearer_than_percentile_1": 0.021, "copies": 0},
+            "memorization_spread": {"nearer_than_percentile_1": 0.002},
+            "memorization_floor": {"nearer_than_percentile_1": 0.012},
             "protocol": [entry],
         },
         paths.UTILITY / "utility.json": {
@@ -161,7 +164,7 @@ def workspace(tmp_path: Path) -> Path:
 def test_the_verdict_comes_first_and_every_number_is_there(workspace: Path) -> None:
     words = Text(page(workspace)).words
     assert words.startswith("Hand written: synthetic images")
-    order = ["this set helps with 5 % of them", "What is in it", "How good it is", "What it risks", "How it was made"]
+    order = ["this set helps with 5 % (", "What is in it", "How good it is", "What it risks", "How it was made"]
     places = [words.index(part) for part in order]
     assert places == sorted(places)
     for said in (
@@ -169,7 +172,8 @@ def test_the_verdict_comes_first_and_every_number_is_there(workspace: Path) -> N
         "5 % (1,234) helps +3.25 [+2.50, +4.00] +3.25 [+2.50, +4.00] 70 % shared-generator",
         "with 95 % intervals; each stands for itself, none is corrected for how many comparisons there are.",
         "FID, in-domain features 0.0625 0.0375",
-        "2.1 % is nearer to a training image",
+        "Of 6 images of this set, 2.1 % are nearer to a training image than 99 % of held-out real images are (expected "
+        "of new real images: 1.2 %), and 0 are exact copies",
         "drew 11 samples; 6 were kept (dropped: near copy 5)",
         "29 of 30 hold for the real images",
         "Settings train train.images: 640000",
@@ -231,7 +235,7 @@ def test_rare_classes_have_levels_gains_and_the_part_to_fill_up_with(workspace: 
     rare |= {"recall": levels, "balanced_accuracy": levels, "recall_gain": gains, "balanced_accuracy_gain": gains}
     edit(workspace, paths.UTILITY / "utility.json", lambda utility: utility["rows"][0].update(rare=rare))
     words = Text(page(workspace)).words
-    assert "Filling up the rare classes (<b>one) with it helps with 5 % of them (shared-generator)." in words
+    assert "Filling up the rare classes (<b>one) with it helps with 5 % (+4.00 points [" in words
     assert "rare classes (<b>one with 7 images), with 5 % of the real images" in words
     filled, gained = "54.00 [1.00, 99.00]", "[+2.50, +4.00]"
     assert f"rare classes filled up: helps {filled} {filled}" in words

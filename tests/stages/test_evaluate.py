@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from bars import CLASSES, bars, write_set
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 from PIL import Image
 
@@ -141,6 +143,51 @@ def test_of_many_training_images_the_nearest_in_features_is_one_of_those_that_ar
     np.testing.assert_array_equal(many.images[found.nearest_in_features[1]], compared.images)
 
 
+def test_a_balanced_set_is_compared_with_the_shares_that_classes_have_among_real_images(judges: Judges) -> None:
+    def thinned(images: Images) -> Images:
+        return images.draw_like(np.array([100, 25, 50]), PARAMS.seed)
+
+    reals = thinned(bars_of(450, 1)), thinned(bars_of(450, 2))
+    balanced, alike = (
+        evaluated(generated, *reals, classes=CLASSES, judges=judges, params=PARAMS).metrics
+        for generated in (bars_of(900, 4), thinned(bars_of(900, 4)))
+    )
+    assert balanced["protocol"][0]["generated"] == "175 of 900 bars"
+    assert balanced["protocol"][0]["shares of classes"] == "those of the real images"
+    assert balanced["fidelity"] == pytest.approx(alike["fidelity"], rel=1e-6)
+    assert balanced["floor"] == alike["floor"]
+
+
+def test_a_set_that_has_too_few_of_a_class_is_compared_as_it_comes(judges: Judges) -> None:
+    lopsided = bars_of(900, 4).draw_like(np.array([200, 200, 2]), 0)
+    protocol = measure(lopsided, judges).metrics["protocol"][0]
+    assert (protocol["generated"], protocol["shares of classes"]) == ("150 of 402 bars", "as they come")
+
+
+@given(st.lists(st.integers(0, 40), min_size=2, max_size=5), st.lists(st.integers(0, 40), min_size=2, max_size=5))
+def test_a_draw_has_the_shares_of_the_real_ones_or_all_that_there_are(have: list[int], of_real: list[int]) -> None:
+    ours, real = (
+        Images(
+            images=np.zeros((sum(each), 1, 1, 1), np.uint8),
+            labels=np.repeat(np.arange(len(each)), each),
+            description="",
+        )
+        for each in (have, of_real)
+    )
+    assume(len(ours.images) and len(real.images))
+    counts = ours.counts_like(real)
+    most = min(sum(have), sum(of_real))
+    assert ours.have(counts)
+    if len(counts) == 1:
+        assert counts.tolist() == [most]
+    else:
+        kept = counts.sum() / sum(of_real)
+        assert most / 2 - len(counts) <= counts.sum() <= most
+        np.testing.assert_allclose(counts, kept * np.array(of_real)[: len(counts)], atol=len(counts))
+        drawn = ours.draw_like(counts, 0)
+        np.testing.assert_array_equal(np.bincount(drawn.labels, minlength=len(counts)), counts)
+
+
 def test_copies_that_are_shifted_a_little_are_near_in_features(judges: Judges) -> None:
     copies = TRAIN.draw(100, seed=0)
     brighter = dataclasses.replace(copies, images=(copies.images.astype(int) + 2).clip(0, 255).astype(np.uint8))
@@ -213,7 +260,8 @@ def test_another_extractor_measures_beside_the_in_domain_one(
     metrics = evaluated(
         generated, TRAIN, HELD_OUT, classes=CLASSES, judges=judges, params=PARAMS, pretrained=Pixels(), untrained=TRAIN
     ).metrics
-    ours, trained_on = (Pixels().embed(images.draw(150, PARAMS.seed).images) for images in (generated, TRAIN))
+    counts = np.bincount(HELD_OUT.labels)
+    ours, trained_on = (Pixels().embed(images.draw_like(counts, PARAMS.seed).images) for images in (generated, TRAIN))
     real = Pixels().embed(HELD_OUT.images)
     scores, spread = with_spread(ours[:, :16], real[:, :16], seed=PARAMS.seed, precision=np.float32)
     scores["inception_score"], spread["inception_score"] = inception_score(ours[:, 16:], seed=PARAMS.seed)
