@@ -17,7 +17,7 @@ _THREADS = 8
 def in_parallel(
     work: Callable[[T], R],
     items: Iterable[T],
-    stopped: threading.Event,
+    stopped: threading.Event | None = None,
     *,
     threads: int = _THREADS,
     ahead: int = 1000,
@@ -41,7 +41,8 @@ def in_parallel(
         while begun:
             yield begun.popleft().result()
     except BaseException:
-        stopped.set()
+        if stopped:
+            stopped.set()
         raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -38,3 +39,17 @@ def test_after_a_failure_nothing_more_is_begun() -> None:
             pass
     assert stopped.is_set()
     assert len(begun) < 10
+
+
+def test_the_results_keep_the_order_and_only_a_little_is_taken_ahead() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for index in range(1000):
+            taken.append(index)
+            yield index
+
+    results = in_parallel(lambda index: index * index, items(), threads=2, ahead=8)
+    assert [next(results) for _ in range(10)] == [index * index for index in range(10)]
+    assert len(taken) < 30
+    assert list(results) == [index * index for index in range(10, 1000)]

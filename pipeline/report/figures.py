@@ -79,7 +79,7 @@ def closest_pairs(
             _paste(sheet, images[index], x, top + 32)
             _paste(sheet, training[nearest[index]], x, top + 32 + tile)
             centre = (x + (tile - _GAP) // 2, top + 42 + 2 * tile)
-            draw.text(centre, f"{distances[index]:.1f}", INK, _font(13), anchor="mm")
+            draw.text(centre, f"{distances[index]:.3g}", INK, _font(13), anchor="mm")
     sheet.save(path, optimize=True)
 
 

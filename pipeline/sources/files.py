@@ -7,23 +7,20 @@ import os
 import re
 import shutil
 import stat
-from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset.files import sha256_file
+from pipeline.parallel import in_parallel
 from pipeline.paths import INVENTORY
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
 
-T = TypeVar("T")
-R = TypeVar("R")
 
 READERS = 8  # threads: most of the time of a read from S3 is waiting
 Identity = Mapping[str, int | str]
@@ -91,22 +88,6 @@ def is_hidden(path: str) -> bool:
     return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in path.split("/"))
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Generator[R]:
-    """`function` of each item, in the order of the items, computed a little ahead by `workers` threads."""
-    ahead: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                ahead.append(pool.submit(function, item))
-                if len(ahead) > 4 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
-
-
 class Folder:
     """A folder of this machine and all folders below it, or one file. Links are followed."""
 
@@ -127,7 +108,7 @@ class Folder:
             else:
                 found = "is a file" if self.root.exists() else "is not there"
                 raise UserError(f"{self.root}: {found}; needed a folder, or a file named .zip, .tar, .tar.gz, .parquet")
-            return dict(zip(paths, in_order(self._identity, paths, READERS), strict=True))
+            return dict(zip(paths, in_parallel(self._identity, paths, threads=READERS), strict=True))
 
     def _identity(self, path: str) -> Identity:
         file = self.root / path

@@ -24,13 +24,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.parallel import in_parallel
 from pipeline.sources.archive import SUFFIXES, Entry, open_archive
 from pipeline.sources.files import (
     READERS,
     another_inventory,
     check_url,
     check_utf8,
-    in_order,
     is_hidden,
     listed,
     place_of,
@@ -114,7 +114,7 @@ class Source:
                 return raw(data=b"", fault="is a text file", harmless=True)
             return raw(data=data, fault=None if label is not None else "lies outside the class folders")
 
-        with closing(in_order(load, entries, readers)) as images:
+        with closing(in_parallel(load, entries, threads=readers, ahead=4 * readers)) as images:
             yield Reading(classes=tuple(classes), count=len(entries), images=images)
 
 

@@ -3,7 +3,8 @@
 Splits are fixed by the content of an image, the hash of its pixels as they stand in the set. What a source itself puts
 into test or validation is in test or validation, wherever else a copy of it turns up; a split that it does not name is
 carved from the rest by the hash: the first `test_fraction` of all hashes, then `validation_fraction`. So copies never
-stand on both sides, and an image stays where it is when others come.
+stand on both sides, and an image stays where it is when others come; but a class in which no hash is that low lends its
+lowest, which train again when lower ones come. What trains by its hash, and has trained, is not tested with later.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from pipeline.imageset.imageset import check_classes
 from pipeline.imageset.layout import MAX_IMAGE_SIZE, content_hash
 from pipeline.imageset.manifest import write_manifest
 from pipeline.imageset.subset import stratified_fraction
+from pipeline.parallel import in_parallel
 from pipeline.params import Document
 from pipeline.progress import progress
-from pipeline.sources.files import in_order
 from pipeline.sources.picture import RESIZE, Picture, load_picture, without_pillows_own_limit
 from pipeline.sources.source import RawImage, Source, Split, load_source
 
@@ -219,7 +220,7 @@ def collect(source: Source, inventory: Mapping[str, Any], params: Params, spool:
         _check_names(source.name, reading.classes)
         labels = {name: label for label, name in enumerate(reading.classes)}
         counted = progress(reading.images, "ingest", reading.count, "images")
-        for raw, picture in in_order(load, counted, _DECODERS):
+        for raw, picture in in_parallel(load, counted, threads=_DECODERS, ahead=4 * _DECODERS):
             if isinstance(picture, str):
                 (harmless if raw.harmless else bad)[raw.path] = picture
                 continue
@@ -294,9 +295,17 @@ def _carve(members: Sequence[str], shares: Mapping[Split, float]) -> dict[str, S
     for split, share in shares.items():
         carved |= {content: split for content in members if start <= int(content[:16], 16) / 2**64 < start + share}
         start += share
-    if not {"train", *shares} <= set(carved.values()):
-        carved |= dict(zip(members, shares, strict=False))
-        carved[members[-1]] = "train"
+    if len(members) <= len(shares):
+        return {**dict(zip(members, shares, strict=False)), members[-1]: "train"}
+    for split in (
+        *shares,
+        "train",
+    ):  # of a small class the lowest that trains goes where none is, so never a higher one
+        if split not in carved.values():
+            sizes = Counter(carved.values())
+            spare = [content for content in members if sizes[carved[content]] > 1]
+            lent = min(spare, key=lambda content: (carved[content] != "train", content))
+            carved[spare[-1] if split == "train" else lent] = split
     return carved
 
 

@@ -11,7 +11,7 @@ import servers
 from moto.core import set_initial_no_auth_action_count
 
 from pipeline.errors import FailedError, UserError
-from pipeline.sources.files import check_url, in_order, place_of
+from pipeline.sources.files import check_url, place_of
 
 
 def every(path: str) -> bool:
@@ -183,22 +183,3 @@ def test_missing_credentials_are_named(s3: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(FailedError, match=r"s3://raw/set: no credentials; needed AWS_ACCESS_KEY_ID or a profile"):
         place_of("s3://raw/set", single=False).inventory(every)
-
-
-def test_in_order_keeps_the_order_and_runs_only_a_little_ahead() -> None:
-    taken: list[int] = []
-
-    def items() -> Any:
-        for index in range(1000):
-            taken.append(index)
-            yield index
-
-    results = in_order(lambda index: index * index, items(), 2)
-    assert [next(results) for _ in range(10)] == [index * index for index in range(10)]
-    assert len(taken) < 30
-    assert list(results) == [index * index for index in range(10, 1000)]
-
-
-def test_in_order_passes_on_what_went_wrong() -> None:
-    with pytest.raises(ZeroDivisionError):
-        list(in_order(lambda index: 1 // index, [2, 1, 0, 1], 2))

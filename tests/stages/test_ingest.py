@@ -119,6 +119,15 @@ def test_images_stay_where_they_are_when_others_come(more: int) -> None:
     assert split(contents + hashes(more, "more"))[:500] == split(contents)
 
 
+@given(st.integers(2, 6), st.integers(0, 6), st.integers(0, 1000))
+def test_what_has_trained_is_not_tested_with_when_a_small_class_grows(few: int, more: int, salt: int) -> None:
+    contents = hashes(few + more, str(salt))
+    before, after = split(contents[:few]), split(contents)
+    of_many = split(contents + hashes(500, f"{salt} more"))  # by their hashes alone
+    for early, late, by_hash in zip(before, after, of_many, strict=False):
+        assert (early, late) != ("train", "test") or by_hash == "test"
+
+
 def test_official_training_images_give_the_validation_images() -> None:
     hints: list[Split | None] = ["train"] * 5000 + ["test"] * 1000
     sides = split(hashes(6000), hints=hints, validation=0.1)
