@@ -17,9 +17,19 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from pipeline.errors import UserError
 from pipeline.errors import nearest as nearest
 
-SEEDS = 2**32  # a seed is below: NumPy's older generators, which torch-fidelity draws by, take no more
-MOST_THREADS = 1024  # of a stage: more than machines have, and few enough to be started
+SEEDS = (0, 2**32 - 1)  # NumPy's older generators, which torch-fidelity draws by, take no more
+THREADS = (1, 1024)  # of a stage: more than machines have, and few enough to be started
 T = TypeVar("T")
+
+
+def within(section: object, **ranges: tuple[float, float]) -> None:
+    """Raise ValueError, beginning with its name, for a setting outside its range, ends included; None is in any."""
+    for name, (least, most) in ranges.items():
+        value = getattr(section, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; needed at least {least}")
+        if value is not None and value > most:
+            raise ValueError(f"{name} is {value}; needed at most {most}")
 
 
 class Document:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
+
+from pipeline.params import within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +18,5 @@ class Thresholds:
     min_confidence: float = 0  # of the filter, that a synthetic image shows its class; `augment` drops what is unsure
 
     def __post_init__(self) -> None:
-        for name in ("min_images", "min_images_per_class"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; needed at least 1")
-        for name in ("max_constant_fraction", "min_confidence"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; needed 0 to 1")
+        within(self, min_images=(1, inf), min_images_per_class=(1, inf))
+        within(self, max_constant_fraction=(0, 1), min_confidence=(0, 1))

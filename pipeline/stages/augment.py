@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,7 +45,7 @@ from pipeline.metrics.manifold import Manifold
 from pipeline.metrics.neighbours import Nearest, nearest_of_domain
 from pipeline.metrics.probe import surprise
 from pipeline.parallel import in_parallel
-from pipeline.params import SEEDS, Document
+from pipeline.params import SEEDS, Document, within
 from pipeline.progress import ProgressLine
 
 _CHUNK = 512  # samples that are judged together, always: in another batch a probability may differ in its last bit
@@ -78,11 +79,7 @@ class Params:
     max_draws_per_image: int = 20
 
     def __post_init__(self) -> None:
-        for name, least in {"seed": 0, "images_per_class": 1, "max_draws_per_image": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; needed at least {least}")
-        if self.seed >= SEEDS:
-            raise ValueError(f"seed is {self.seed}; needed below {SEEDS}")
+        within(self, seed=SEEDS, images_per_class=(1, inf), max_draws_per_image=(1, inf))
         for name, wanted in self.class_counts.items():
             if wanted < 1:
                 raise ValueError(f"class_counts.{name} is {wanted}; needed at least 1")

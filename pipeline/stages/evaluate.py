@@ -38,7 +38,7 @@ from pipeline.metrics.extractors import (
 )
 from pipeline.metrics.judges import JUDGES, Judges
 from pipeline.metrics.once import numbers, once
-from pipeline.params import MOST_THREADS, SEEDS, Document
+from pipeline.params import SEEDS, THREADS, Document, within
 from pipeline.report import figures
 
 _SAMPLED_AT_ONCE = 8 * CHUNK
@@ -56,18 +56,9 @@ class Params(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; needed at least 0")
-        if self.seed >= SEEDS:
-            raise ValueError(f"seed is {self.seed}; needed below {SEEDS}")
-        if self.max_images < 100:
-            raise ValueError(f"max_images is {self.max_images}; needed at least 100")
+        within(self, seed=SEEDS, max_images=(100, math.inf), threads=THREADS)
         if not 0 <= self.parzen_samples <= self.max_images:
             raise ValueError(f"parzen_samples is {self.parzen_samples}; needed 0 to {self.max_images}, the max_images")
-        if self.threads < 1:
-            raise ValueError(f"threads is {self.threads}; needed at least 1")
-        if self.threads > MOST_THREADS:
-            raise ValueError(f"threads is {self.threads}; needed at most {MOST_THREADS}")
 
 
 def read_params(document: Document) -> Params:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from pipeline.imageset.files import atomic_folder
 from pipeline.imageset.subset import rare_labels
 from pipeline.metrics.classifier import NARROWEST, Classifier, predict, save, train_classifier
 from pipeline.metrics.judges import EXTRACTOR, FILTER, INDEX, JUDGES
-from pipeline.params import MOST_THREADS, SEEDS, Document
+from pipeline.params import SEEDS, THREADS, Document, within
 from pipeline.progress import ProgressLine
 
 
@@ -36,18 +37,7 @@ class Params:
     threads: int = 1  # of torch; another count gives other bits
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; needed at least 0")
-        if self.seed >= SEEDS:
-            raise ValueError(f"seed is {self.seed}; needed below {SEEDS}")
-        if self.images_seen < 1000:
-            raise ValueError(f"images_seen is {self.images_seen}; needed at least 1000")
-        if self.width < NARROWEST:
-            raise ValueError(f"width is {self.width}; needed at least {NARROWEST}")
-        if self.threads < 1:
-            raise ValueError(f"threads is {self.threads}; needed at least 1")
-        if self.threads > MOST_THREADS:
-            raise ValueError(f"threads is {self.threads}; needed at most {MOST_THREADS}")
+        within(self, seed=SEEDS, images_seen=(1000, inf), width=(NARROWEST, inf), threads=THREADS)
 
 
 def read_params(document: Document) -> Params:

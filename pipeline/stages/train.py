@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,7 +40,7 @@ from pipeline.metrics.classifier import Classifier, embed
 from pipeline.metrics.fidelity import by_domain, frechet_distance
 from pipeline.metrics.judges import Judges
 from pipeline.metrics.modes import least_diverse, mean_distances
-from pipeline.params import MOST_THREADS, Document
+from pipeline.params import THREADS, Document, within
 from pipeline.progress import ProgressLine, duration
 from pipeline.report.grids import interpolation_strip, sample_grid
 
@@ -65,20 +66,12 @@ class Params:
 
     def __post_init__(self) -> None:
         alone = load_family(self.family).Config.trains_alone
-        least = {"images": 1, "snapshot_images": 1, "batch_size": 2, "seed": 0, "processes": 1, "threads": 1}
-        for name, bound in least.items():
-            if (value := getattr(self, name)) is not None and value < bound:
-                raise ValueError(f"{name} is {value}; needed at least {bound}")
+        within(self, images=(1, inf), snapshot_images=(1, inf), batch_size=(2, inf), processes=(1, inf))
+        within(self, seed=(0, _SEED - 1), threads=THREADS, class_balance=(0, 1))
         if self.processes > 1 and alone:
             raise ValueError(f"processes is {self.processes}; {self.family} needed 1, since {alone}")
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size is {self.batch_size}; needed a multiple of the {self.processes} processes")
-        if not 0 <= self.class_balance <= 1:
-            raise ValueError(f"class_balance is {self.class_balance}; needed 0 to 1")
-        if self.seed >= _SEED:
-            raise ValueError(f"seed is {self.seed}; needed below {_SEED}")
-        if self.threads is not None and self.threads > MOST_THREADS:
-            raise ValueError(f"threads is {self.threads}; needed at most {MOST_THREADS}")
 
 
 class StoppedError(ForgelineError):

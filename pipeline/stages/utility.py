@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import chain
-from math import ceil
+from math import ceil, inf
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,7 +62,7 @@ from pipeline.metrics.utility import (
     validation_score,
     verdict,
 )
-from pipeline.params import Document
+from pipeline.params import Document, within
 from pipeline.progress import ProgressLine
 
 
@@ -92,9 +92,7 @@ class Params:
                 raise ValueError(f"{name} is {list(values)}; needed numbers above 0 and at most 1, in ascending order")
         if self.synthetic_shares[-1] == 1:
             raise ValueError("synthetic_shares has 1; needed shares below 1, all synthetic is an arm of its own")
-        for name, least in {"seeds": 2, "choosing_seeds": 1, "images_seen": 1000, "width": NARROWEST}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; needed at least {least}")
+        within(self, seeds=(2, inf), choosing_seeds=(1, inf), images_seen=(1000, inf), width=(NARROWEST, inf))
         if self.choosing_seeds > self.seeds:
             raise ValueError(f"choosing_seeds is {self.choosing_seeds}; needed at most seeds, {self.seeds}")
 

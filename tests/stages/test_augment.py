@@ -291,7 +291,7 @@ def test_a_class_that_never_passes_ends_in_one_sentence(classifier: Classifier) 
     ("setting", "sentence"),
     [
         ({"images_per_class": 0}, "images_per_class is 0; needed at least 1"),
-        ({"seed": 2**32}, f"seed is {2**32}; needed below {2**32}"),
+        ({"seed": 2**32}, f"seed is {2**32}; needed at most {2**32 - 1}"),
         ({"class_counts": {"low": 0}}, "class_counts.low is 0; needed at least 1"),
         ({"spread": 0}, "spread is 0.0; needed a number above 0"),
         ({"try_spreads": [1.0, 0]}, "try_spreads is 0.0; needed a number above 0"),

@@ -144,7 +144,7 @@ def test_an_index_that_is_not_whole_is_named(tmp_path: Path, content: str) -> No
         ({"images_seen": 10}, r"features\.images_seen is 10; needed at least 1000"),
         ({"width": 1}, r"features\.width is 1; needed at least 8"),
         ({"threads": 0}, r"features\.threads is 0; needed at least 1"),
-        ({"seed": 2**32}, rf"features\.seed is {2**32}; needed below {2**32}"),
+        ({"seed": 2**32}, rf"features\.seed is {2**32}; needed at most {2**32 - 1}"),
         ({"threads": 3_000_000_000}, r"features\.threads is 3000000000; needed at most 1024"),
         ({"seeds": 3}, r"features\.seeds is not a setting; did you mean 'seed'"),
     ],

@@ -368,8 +368,8 @@ def test_old_unfinished_states_are_forgotten_and_young_ones_kept(workspace: Path
             "params.yaml: train.batch_size is 15; needed a multiple of the 2 processes",
         ),
         ({"seed": -1}, "params.yaml: train.seed is -1; needed at least 0"),
-        ({"class_balance": 1.5}, "params.yaml: train.class_balance is 1.5; needed 0 to 1"),
-        ({"seed": 2**32}, f"params.yaml: train.seed is {2**32}; needed below {2**32}"),
+        ({"class_balance": 1.5}, "params.yaml: train.class_balance is 1.5; needed at most 1"),
+        ({"seed": 2**32}, f"params.yaml: train.seed is {2**32}; needed at most {2**32 - 1}"),
         ({"threads": 3_000_000_000}, "params.yaml: train.threads is 3000000000; needed at most 1024"),
     ],
 )
