@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
-
 from pipeline.delivery import rowgroups
 from pipeline.delivery.card import GRID, card
 from pipeline.delivery.croissant import croissant
@@ -189,7 +187,7 @@ class _Draft:
         return caveat.result()
 
     def _descriptions(self) -> dict[str, bytes]:
-        schema = pq.read_schema(self.images.root / self.images.shards[0].path)
+        schema = self.images.schema
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         about = (self.images, {column: features[column] for column in schema.names}, self.description)
         url = f"{self.store.url}/{self.name}/v={self.version}"

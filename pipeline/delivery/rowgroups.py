@@ -23,6 +23,7 @@ from pipeline.delivery.fetching import Span
 from pipeline.delivery.manifest import SCHEMA_VERSION, Manifest, check_types, parse_json
 from pipeline.errors import FailedError
 from pipeline.imageset import ImageSet, Shard
+from pipeline.imageset.decode import reading
 from pipeline.imageset.layout import CONFIDENCE, ROW_GROUP_IMAGES
 
 ROWGROUPS = "rowgroups.json"
@@ -61,11 +62,15 @@ def describe(shards: Iterable[str]) -> bytes:
 
 
 def describe_shard(path: Path) -> tuple[str, str]:
-    """What rowgroups.json says of a shard, and the sha256 of the whole file, in one reading."""
-    metadata = pq.read_metadata(path)
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    columns = [[group.column(index) for index in range(group.num_columns)] for group in groups]
-    named = [{column.path_in_schema: column for column in each} for each in columns]
+    """What rowgroups.json says of a shard, and the sha256 of the whole file, in one reading.
+
+    Its footer is believed, for who publishes it holds the sha256 against imageset.json. Raises FailedError for none.
+    """
+    with reading(path):
+        metadata = pq.read_metadata(path)
+        groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+        columns = [[group.column(index) for index in range(group.num_columns)] for group in groups]
+        named = [{column.path_in_schema: column for column in each} for each in columns]
     starts = [min(column.dictionary_page_offset or column.data_page_offset for column in each) for each in columns]
     end = starts[-1] + sum(column.total_compressed_size for column in columns[-1])
     bounds = [0, *starts[1:], end, path.stat().st_size]  # the first begins with the magic number

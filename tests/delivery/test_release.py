@@ -105,13 +105,23 @@ def test_what_no_reader_would_take_is_not_sent(url: str, images, make_descriptio
     assert not store.sizes("")
 
 
-def test_a_damaged_set_is_not_published(tmp_path: Path, images, description) -> None:
-    shard = images.root / images.shards[1].path
-    data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 1
-    shard.write_bytes(data)
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda data: data[:1000] + bytes([data[1000] ^ 1]) + data[1001:], "has sha256"),
+        (lambda data: data[:-500], "cannot be read as Parquet"),
+        (lambda data: data[:-400] + bytes(392) + data[-8:], "cannot be read as Parquet"),
+    ],
+    ids=["page", "cut", "footer"],
+)
+def test_a_damaged_set_is_not_published(
+    tmp_path: Path, images, description, number: int, damage: Callable[[bytes], bytes], said: str
+) -> None:
+    shard = images.root / images.shards[number].path
+    shard.write_bytes(damage(shard.read_bytes()))
     store = open_store(str(tmp_path / "releases"))
-    with pytest.raises(FailedError, match=f"{shard.name}: has sha256"):
+    with pytest.raises(FailedError, match=f"{shard.name}: {said}"):
         publish(store, "digits", images.root, description=description, documents={})
     assert list_releases(store) == []
     assert not any(key.endswith(shard.name) for key in store.sizes("digits/"))
