@@ -16,9 +16,10 @@ from dvc.repo import Repo
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.logging.loggers import PrefectLogAdapter
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from flows.commands import REMOTE, dvc, git
+from flows.ended import failed
 from flows.hiding import hidden
 from flows.mirror import kept
 from flows.place import LOCK, checkout, held
@@ -87,7 +88,7 @@ def elsewhere(
                 reproduce(stage, workspace, pull=True, started=lambda: None, say=say, group=take)
                 dvc(workspace, "push", "--quiet", "--run-cache", stage)
     except ForgelineError as error:
-        return Failed(message=hidden(str(error)))
+        return failed(error)
     return Completed(message="its outputs are in the DVC remote")
 
 

@@ -28,7 +28,7 @@ from flows.graph import Stage
 from flows.mirror import LEASE, given_back
 from flows.place import LOCK
 from flows.recording import uncommitted
-from flows.repro import StageRun, is_unchanged, reproduce, restore, stage_of
+from flows.repro import GRACE_SECONDS, StageRun, is_unchanged, reproduce, restore, stage_of
 from flows.workers import online, starter
 from pipeline import paths
 from pipeline.delivery.stores import Store, check, shown
@@ -40,6 +40,7 @@ _LOOK_SECONDS = 2.0  # between looks at the run
 _MACHINES = 5  # that may be lost before the run gives up; what one leaves that is told to end is none
 _SILENT_LEASES = 3  # a machine that has not renewed its lease for so long is lost
 _NO_STAGES = "schema: '2.0'\n"  # a dvc.lock of them, as DVC reads it; an empty file is none
+_END_SECONDS = GRACE_SECONDS + 5.0  # what a stage has there, and to hear of it; Prefect gives this run 30
 _START_SECONDS = 900.0  # and one that has not begun so long after it was asked for: it may be bought and booted first
 
 
@@ -206,7 +207,10 @@ def _follow(client: SyncPrefectClient, work: _Work, say: Callable[[str], None], 
 
 @contextmanager
 def _submitted(client: SyncPrefectClient, work: _Work, lease_seconds: float) -> Iterator[FlowRun]:
-    """A run of the deployment; cancelled when the block is left by an exception, as when this run is cancelled."""
+    """A run of the deployment; cancelled when the block is left by an exception, as when this run is cancelled.
+
+    That machine may need the server until it has ended, so this waits for it.
+    """
     try:
         deployment = client.read_deployment_by_name(REMOTE_DEPLOYMENT)
     except ObjectNotFound:
@@ -222,7 +226,15 @@ def _submitted(client: SyncPrefectClient, work: _Work, lease_seconds: float) -> 
         found = client.read_flow_run(run.id).state
         if found is not None and not found.is_final():
             client.set_flow_run_state(run.id, Cancelling())
+            deadline = time.monotonic() + _END_SECONDS
+            while time.monotonic() < deadline and not _has_ended(client, run.id):
+                time.sleep(_LOOK_SECONDS)
         raise
+
+
+def _has_ended(client: SyncPrefectClient, run: UUID) -> bool:
+    state = client.read_flow_run(run).state
+    return state is not None and state.is_final()
 
 
 def _lines(client: SyncPrefectClient, run: UUID, heard: int) -> tuple[list[str], int]:

@@ -10,11 +10,14 @@ from typing import Any, cast
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Completed
+from prefect.utilities.urls import url_for
 
 from flows import artifacts, recording
 from flows.drift import data_before, record_drift
+from flows.ended import failed, interrupted, put_back
 from flows.gate import Verdict, judge, show
 from flows.graph import Stage, read_stages
 from flows.handover import hand_over
@@ -65,8 +68,11 @@ def retrain(
         settings = read_run_settings(Document.load(workspace / paths.PARAMS))
         with place_of(clone, settings, scheduled=scheduled) as place:
             return _retrain(place, publish_url, scheduled)
-    except ForgelineError as error:  # an expected ending: its sentence, and no traceback
-        return _failed(error)
+    except ForgelineError as error:
+        return failed(error)
+    except TerminationSignal:
+        put_back()
+        raise
 
 
 def _retrain(place: Place, publish_url: str | None, scheduled: bool) -> State[Any]:
@@ -161,6 +167,9 @@ def run_stages(
         else:
             state = run_stage(stage.name, place.workspace, title, place.pull, return_state=True, wait_for=needed)
         states[stage.name] = state
+        if state.is_failed():
+            log = url_for("task-run", state.state_details.task_run_id)
+            get_run_logger().error("stage '%s' failed; what it printed is the log of its task, %s", stage.name, log)
         state.result()  # raises what it failed with
 
 
@@ -175,7 +184,9 @@ def run_stage(stage: str, workspace: Path, title: str, pull: bool = False) -> St
     try:
         run = reproduce(stage, workspace, pull=pull, started=lambda: say(title), say=lambda line: say(f"    {line}"))
     except ForgelineError as error:
-        return _failed(error)
+        return failed(error)
+    except TerminationSignal as signal:
+        return interrupted(signal)
     return _told(run, title, say)
 
 
@@ -186,7 +197,9 @@ def run_stage_elsewhere(stage: Stage, workspace: Path, title: str) -> StageRun |
     try:
         run = hand_over(stage, workspace, title, say)
     except ForgelineError as error:
-        return _failed(error)
+        return failed(error)
+    except TerminationSignal as signal:
+        return interrupted(signal)
     return _told(run, title, say)
 
 
@@ -221,7 +234,9 @@ def publish(
             why=refusal or "",
         )
     except ForgelineError as error:
-        return _failed(error, "publish: ")
+        return failed(error, "publish: ")
+    except TerminationSignal as signal:
+        return interrupted(signal)
     if published.caveat:
         say(f"publish: {published.caveat}")
     if refusal:
@@ -238,9 +253,3 @@ def _teller() -> Callable[[str], None]:
     """Logs a line to the run in Prefect, for the terminal as well."""
     logger = get_run_logger()
     return lambda line: logger.info("%s", hidden(line), extra={SAID: True})
-
-
-def _failed(error: ForgelineError, prefix: str = "") -> State[Any]:
-    """The state of a task or flow that ends with `error`, its sentence without secrets."""
-    error.args = (hidden(str(error)),)
-    return Failed(message=f"{prefix}{error}", data=error)

@@ -10,10 +10,12 @@ import argparse
 import asyncio
 import signal
 from abc import ABC
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
+import httpx
 import psutil
 from prefect.settings import PREFECT_API_URL
 from prefect.states import AwaitingRetry
@@ -30,9 +32,38 @@ _LOOK_SECONDS = 0.5  # between looks for runs that were being started
 
 
 class Worker(ProcessWorker, ABC):  # Prefect registers each worker by its type in place of others, but no ABC
-    """Works until `end`, and then waits for its runs."""
+    """Works until `end`, and then waits for its runs; it waits for a server that is away, as after `forgeline down`."""
 
-    told = False
+    told = away = False
+
+    async def __aenter__(self) -> Self:  # without Prefect's runner of flows that this process would submit
+        return await super(ProcessWorker, self).__aenter__()
+
+    async def __aexit__(self, *error: Any) -> None:
+        await super(ProcessWorker, self).__aexit__(*error)
+
+    async def sync_with_backend(self) -> None:
+        with self.patience():
+            await super().sync_with_backend()
+
+    async def get_and_submit_flow_runs(self) -> list[FlowRun]:
+        with self.patience():
+            return await super().get_and_submit_flow_runs()
+        return []
+
+    @contextmanager
+    def patience(self) -> Iterator[None]:
+        """Prefect's own worker tells of a server that is away by tracebacks, and ends after some ten minutes."""
+        try:
+            yield
+        except httpx.TransportError:
+            if not self.away:
+                print(f"the server at {PREFECT_API_URL.value()} is away: asks again until it is there")
+            self.away = True
+        else:
+            if self.away:
+                print("the server is there again")
+            self.away = False
 
     async def end(self, working: asyncio.Task[None]) -> None:
         """End `working`, which is `start`, and the runs, each of which is told once: twice is at once."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -25,6 +26,7 @@ import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.events import emit_event
@@ -51,14 +53,25 @@ def stages(folder: Path, one: str = "echo > one.txt") -> str:
     )
 
 
+def port_of_its_own() -> int:
+    """A free port that the system gives to nobody who asks for any: it is still free between `down` and `up`."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.sample(range(first // 2, first), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("a hundred ports are taken")
+
+
 class Machine:
-    """A workspace, and `forgeline` in it."""
+    """A workspace with code of its own, which does not change under the tests when that of the checkout does."""
 
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder = folder
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")},
             "PREFECT_HOME": str(home),
+            "PREFECT_SERVER_API_PORT": str(port_of_its_own()),
+            "PYTHONPATH": str(folder),
             "COLUMNS": "200",
             "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",  # a worker that is gone is missed after three
         }
@@ -75,6 +88,10 @@ class Machine:
         assert ended.returncode == status, ended.stdout
         assert "Traceback" not in ended.stdout
         return ended.stdout
+
+    def log(self, name: str) -> str:
+        """Of the server or the worker, since it was started."""
+        return (self.folder / UP / f"{name}.log").read_text()
 
     def change(self, one: str) -> None:
         """The command of the stage `one`, committed."""
@@ -100,7 +117,8 @@ def make_machine(empty_repository: Path, database: Path, root: Path) -> Machine:
     shutil.copytree(empty_repository, folder)
     (folder / "dvc.yaml").write_text(stages(folder))
     (folder / "given").write_text("for one\n")
-    shutil.copytree(ROOT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("flows", "pipeline"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "infra").mkdir()
     for name in ("prefect.yaml", "prefect-remote.yaml"):
         shutil.copy(ROOT / "infra" / name, folder / "infra")
@@ -245,6 +263,7 @@ def test_down_ends_the_run_the_worker_and_the_server(machine: Machine) -> None:
     processes = [process for process in machine.processes().values() if process]
     assert machine.forgeline("down") == "worker: ended\nserver: ended\n"
     assert psutil.wait_procs([stage, *processes], timeout=10)[1] == []
+    assert re.findall("Crash|Traceback", machine.log("worker")) == []
     assert machine.forgeline("down") == "nothing that 'forgeline up' started here runs\n"
     (machine.folder / "wait").unlink()
 
@@ -267,10 +286,20 @@ def test_up_from_a_shell_without_the_webhook_still_tells_it(machine: Machine, cl
     }
 
 
-def test_the_run_that_down_ended_waited_for_the_next_up(machine: Machine, client: SyncPrefectClient) -> None:
+def test_the_run_that_down_ended_waited_for_the_next_up(
+    machine: Machine, client: SyncPrefectClient, hook: Hook
+) -> None:
     (run,) = [run for run in client.read_flow_runs() if run.state_name != "Cancelled"]
     assert run.state_name in ("AwaitingRetry", "Pending", "Running", "Completed")
     assert ended(client, run.id).state_name == "Completed"
+    assert "Crashed" not in {state.name for state in client.read_flow_run_states(run.id)}
+    assert [text for text in hook.texts if text.startswith("Forgeline: failed\n")] == []
+
+
+def logs_of(client: SyncPrefectClient, run: FlowRun) -> list[str]:
+    """What the page of the run says."""
+    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+    return [log.message for log in client.read_logs(wanted, sort=LogSort.TIMESTAMP_ASC)]
 
 
 def test_success_is_told(machine: Machine, client: SyncPrefectClient, hook: Hook) -> None:
@@ -308,6 +337,36 @@ def test_failure_is_told_with_its_reason(machine: Machine, client: SyncPrefectCl
     assert ended(client, run.id).state_name == "Failed"
     assert hook.told(run.name).startswith(f"Forgeline: failed\nretrain {run.name}: stage 'two': it broke\n")
     (machine.folder / "broken").unlink()
+    last = wait_for(lambda: next((log for log in logs_of(client, run) if log == "stage 'two': it broke"), None))
+    (where,) = [log for log in logs_of(client, run) if log.startswith("stage 'two' failed; ")]
+    task = client.read_task_run(UUID(where.rpartition("/")[2]))
+    assert (task.name, task.state_name) == ("two", "Failed")
+    for log in ("\n".join(logs_of(client, run)), machine.log("worker")):
+        assert last in log
+        assert re.findall("Traceback|NoneType", log) == []
+
+
+def test_a_mistake_in_params_yaml_is_a_sentence_and_one_of_ours_keeps_its_traceback(
+    machine: Machine, client: SyncPrefectClient
+) -> None:
+    deployment = client.read_deployment_by_name("retrain/nightly")
+    machine.set({"crom": "0 3 * * 1"})
+    run = ended(client, client.create_flow_run_from_deployment(deployment.id).id)
+    machine.set({})
+    assert run.state is not None
+    assert (run.state.name, run.state.message) == (
+        "Failed",
+        "params.yaml: run.crom is not a setting; did you mean 'cron'?",
+    )
+    wait_for(lambda: run.state.message in logs_of(client, run) or None)
+    assert "Traceback" not in machine.log("worker")
+    flow = machine.folder / "flows" / "retrain.py"
+    code = flow.read_text()
+    flow.write_text(code.replace("    graph = read_stages(workspace)\n", "    graph = read_stages(workspace)[1000]\n"))
+    run = ended(client, client.create_flow_run_from_deployment(deployment.id).id)
+    flow.write_text(code)
+    assert run.state_name == "Failed"
+    wait_for(lambda: "in _retrain\n    graph = read_stages(workspace)[1000]" in machine.log("worker") or None)
 
 
 def test_a_refusal_is_told_with_its_reason(client: SyncPrefectClient, hook: Hook) -> None:
@@ -415,6 +474,38 @@ def test_a_run_that_is_cancelled_ends_its_remote_stage_too(
         (elsewhere,) = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
         assert ended(client, elsewhere.id).state_name == "Cancelled"
     (machine.folder / "wait").unlink()
+    machine.set({})
+    machine.forgeline("up")
+
+
+def test_down_in_the_middle_of_a_remote_stage_is_quiet_and_after_the_next_up_the_run_goes_on(
+    machine: Machine, client: SyncPrefectClient, remotes: None, tmp_path: Path
+) -> None:
+    written = machine.folder / "pid"
+    written.unlink()
+    (machine.folder / "wait").touch()
+    machine.change("echo ended > one.txt")
+    machine.set({"remote_stages": ["one"]})
+    machine.forgeline("up")
+    command = (
+        f"PREFECT_API_URL={machine.standing().url} PREFECT_WORKER_HEARTBEAT_SECONDS=1 "
+        f"python -m flows.work --pool {REMOTE_POOL}"
+    )
+    deployment = client.read_deployment_by_name("retrain/nightly")
+    with remote_worker(machine, command, tmp_path):
+        run = client.create_flow_run_from_deployment(deployment.id)
+        stage = psutil.Process(int(wait_for(lambda: (written.exists() and written.read_text()) or None)))
+        assert machine.forgeline("down") == "worker: ended\nserver: ended\n"
+        assert psutil.wait_procs([stage], timeout=PATIENCE_SECONDS)[1] == []
+        assert re.findall("Crash|Traceback", machine.log("worker")) == []
+        (machine.folder / "wait").unlink()
+        away = f"the server at {machine.standing().url} is away: asks again until it is there"
+        wait_for(lambda: away in (tmp_path / "log").read_text() or None)
+        machine.forgeline("up")
+        assert ended(client, run.id).state_name == "Completed"
+        assert re.findall("Crash|Traceback", (tmp_path / "log").read_text()) == []
+        assert "the server is there again" in (tmp_path / "log").read_text()
+    assert (machine.folder / "one.txt").read_text() == "ended\n"
     machine.set({})
     machine.forgeline("up")
 

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
 import pytest
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import State
 
@@ -37,11 +38,35 @@ def toy():
         (here / "flushed").touch()
 """
 
+PAIR = """
+import os
+import time
+from pathlib import Path
+
+from prefect import flow
+
+@flow
+def toy():
+    here = Path({folder!r})
+    (here / f"{{os.getpid()}}.here").touch()
+    while len(list(here.glob("*.here"))) < 2:
+        time.sleep(0.1)
+    for line in range(200):
+        print(line)
+    time.sleep(5)
+"""
+
 
 @contextmanager
 def worker(folder: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "flows.work", "--pool", "toys", "--limit", "1"]
-    environment = {"PREFECT_API_URL": url, "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        "PREFECT_API_URL": url,
+        "PREFECT_LOGGING_LOG_PRINTS": "true",
+        "PREFECT_WORKER_HEARTBEAT_SECONDS": "1",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     with (
         (folder / "log").open("ab") as log,
         subprocess.Popen(command, cwd=folder, env=os.environ | environment, stdout=log, stderr=log) as process,
@@ -58,12 +83,7 @@ def test_a_run_whose_worker_is_told_to_end_is_flushed_and_waits_for_the_next(
 ) -> None:
     (tmp_path / "toy.py").write_text(FLOW.format(folder=str(tmp_path)))
     with get_client(sync_client=True) as client:
-        if "toys" not in {pool.name for pool in client.read_work_pools()}:
-            client.create_work_pool(WorkPoolCreate(name="toys", type="process"))
-        flow = client.create_flow_from_name("toy")
-        deployment = client.create_deployment(
-            flow, f"toy-{number}", entrypoint="toy.py:toy", path=str(tmp_path), work_pool_name="toys"
-        )
+        deployment = deploy(client, f"toy-{number}", tmp_path)
         run = client.create_flow_run_from_deployment(deployment)
 
         def state() -> State:
@@ -80,6 +100,30 @@ def test_a_run_whose_worker_is_told_to_end_is_flushed_and_waits_for_the_next(
         with worker(tmp_path, prefect_server) as process:
             wait_for(lambda: state().is_final(), process)
         assert state().is_completed()
+
+
+def test_two_workers_at_once_each_have_a_run(prefect_server: str, tmp_path: Path) -> None:
+    """Signs of life, states and lines of the log meet in one database, that of the server."""
+    (tmp_path / "toy.py").write_text(PAIR.format(folder=str(tmp_path)))
+    with get_client(sync_client=True) as client:
+        deployment = deploy(client, "pair", tmp_path)
+        runs = [client.create_flow_run_from_deployment(deployment).id for _ in range(2)]
+
+        def states() -> list[str | None]:
+            return [client.read_flow_run(run).state_name for run in runs]
+
+        with worker(tmp_path, prefect_server) as one, worker(tmp_path, prefect_server) as other:
+            wait_for(lambda: states() == ["Completed", "Completed"], one)
+            assert other.poll() is None
+    assert "database is locked" not in (tmp_path / "log").read_text()
+
+
+def deploy(client: SyncPrefectClient, name: str, folder: Path) -> UUID:
+    """A deployment of toy.py in the folder."""
+    if "toys" not in {pool.name for pool in client.read_work_pools()}:
+        client.create_work_pool(WorkPoolCreate(name="toys", type="process"))
+    flow = client.create_flow_from_name("toy")
+    return client.create_deployment(flow, name, entrypoint="toy.py:toy", path=str(folder), work_pool_name="toys")
 
 
 def wait_for(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
