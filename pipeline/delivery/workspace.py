@@ -271,11 +271,14 @@ def _whose(row: Mapping[str, Any]) -> str:
 
 def _by_share(verdicts: Iterable[tuple[str, Mapping[str, float], Mapping[str, Any]]]) -> str:
     """Verdicts, each with the shares of the real images that it holds for, and what is gained there."""
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for verdict, gain, row in verdicts:
-        share = f"{row['data']} ({points(gain)})"
-        found.setdefault(f"{verdict} with {{}} of them ({row['protocol']})", []).append(share)
-    return "; ".join(words.format(listed(data)) for words, data in found.items())
+        found.setdefault((verdict, row["protocol"]), []).append((row["data"], interval(gain)))
+    return "; ".join(
+        f"{verdict} with {listed([data for data, _ in rows])} of them ({protocol}: "
+        f"{', '.join(gain for _, gain in rows)} points)"
+        for (verdict, protocol), rows in found.items()
+    )
 
 
 def _gains(utility: Mapping[str, Any]) -> Iterator[Metric]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import csv
+import html
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from pipeline.params import Document
 from pipeline.report.figures import curves
 from pipeline.report.summary import measures
 
+_INTERVAL = r"\[[+-][\d.]+, [+-][\d.]+\]"
 REPORT = paths.OUT / "report.html"
 CURVES = paths.OUT / "curves.png"  # the one picture that no stage draws
 _GAME = paths.TRAINING / "game.json"  # not of every family
@@ -94,7 +97,7 @@ def _content(workspace: Path, curves_picture: bytes | None) -> dict[str, Any]:
     gains = class_gains(utility)
     return {
         "title": _title(workspace),
-        "headline": headline(utility),
+        "headline": re.sub(_INTERVAL, r"<small>\g<0></small>", html.escape(headline(utility))),
         "rows": utility["rows"],
         "rare_rows": [row for row in utility["rows"] if "rare" in row],
         "rare_arms": RARE_ARMS,

@@ -161,8 +161,8 @@ def test_a_workspace_is_published_whole(workspace: Path) -> None:
 def test_the_card_says_what_was_measured(workspace: Path) -> None:
     text = (Path(publish_workspace(workspace, "releases", "digits").url) / "README.md").read_text()
     for words in (
-        "this set helps with 5 % (+3.21 points [+1.50, +4.90]), 10 % (+3.21 points [+1.50, +4.90]) of them (shared-gen",
-        "; makes no difference with 100 % (+3.21 points [+1.50, +4.90]) of them (same-data). Trained",
+        "helps with 5 %, 10 % of them (shared-generator: +3.21 [+1.50, +4.90], +3.21 [+1.50, +4.90] points); makes no",
+        "difference with 100 % of them (same-data: +3.21 [+1.50, +4.90] points). Trained",
         "right on 98.8 % of real test images",
         "| gain with 5 % of the real images (60) over these only | +3.21 points [+1.50, +4.90] |",
         "*shared-generator: more. Intervals are wide.*",
@@ -201,7 +201,7 @@ def test_the_card_says_what_filling_up_rare_classes_gains(workspace: Path) -> No
     text = card(workspace, "with")
     gain = "82.00 % [80.00, 84.00]; filling up gains +3.21 points [+1.50, +4.90] over it |"
     for words in (
-        "Filling up the rare classes (c) with it helps with 100 % (+3.21 points [+1.50, +4.90]) of them (same-data). T",
+        "Filling up the rare classes (c) with it helps with 100 % of them (same-data: +3.21 [+1.50, +4.90] points). T",
         "| recall of rare classes with 100 % of the real images, rare classes filled up | 82.00 % [80.00, 84.00] |",
         f"| recall of rare classes with 100 % of the real images, real images only | {gain}",
         f"| balanced accuracy with 100 % of the real images, real images only, losses weighted by class | {gain}",
@@ -269,7 +269,7 @@ def test_a_set_that_harms_is_published_only_when_told_to_and_then_says_so(worksp
 def test_a_set_that_helps_some_and_harms_others_is_published_with_both(workspace: Path) -> None:
     with_verdicts(workspace, "helps", "harms")
     card = (Path(publish_workspace(workspace, "releases", "digits").url) / "README.md").read_text()
-    assert re.search(r"helps with 10 % \([^)]+\) of them \(same-data\); harms with 20 % \([^)]+\) of them", card)
+    assert re.search(r"helps with 10 % of them \(same-data: [^)]+\); harms with 20 % of them \(same-data: ", card)
     assert "although it harms" not in card
 
 

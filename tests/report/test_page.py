@@ -164,7 +164,7 @@ def workspace(tmp_path: Path) -> Path:
 def test_the_verdict_comes_first_and_every_number_is_there(workspace: Path) -> None:
     words = Text(page(workspace)).words
     assert words.startswith("Hand written: synthetic images")
-    order = ["this set helps with 5 % (", "What is in it", "How good it is", "What it risks", "How it was made"]
+    order = ["this set helps with 5 % of them", "What is in it", "How good it is", "What it risks", "How it was made"]
     places = [words.index(part) for part in order]
     assert places == sorted(places)
     for said in (
@@ -235,7 +235,7 @@ def test_rare_classes_have_levels_gains_and_the_part_to_fill_up_with(workspace: 
     rare |= {"recall": levels, "balanced_accuracy": levels, "recall_gain": gains, "balanced_accuracy_gain": gains}
     edit(workspace, paths.UTILITY / "utility.json", lambda utility: utility["rows"][0].update(rare=rare))
     words = Text(page(workspace)).words
-    assert "Filling up the rare classes (<b>one) with it helps with 5 % (+4.00 points [" in words
+    assert "Filling up the rare classes (<b>one) with it helps with 5 % of them (shared-generator: +4.00 [" in words
     assert "rare classes (<b>one with 7 images), with 5 % of the real images" in words
     filled, gained = "54.00 [1.00, 99.00]", "[+2.50, +4.00]"
     assert f"rare classes filled up: helps {filled} {filled}" in words
