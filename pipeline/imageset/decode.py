@@ -71,8 +71,7 @@ def _encoded(path: Path, parquet: pq.ParquetFile, batch: int) -> Iterator[list[b
 
 
 def _bytes(rows: pa.RecordBatch) -> list[bytes]:
-    found: list[bytes] = rows.column("image").field("bytes").fill_null(b"").to_pylist()
-    return found
+    return [data or b"" for data in rows.column("image").field("bytes").to_pylist()]  # fill_null would import pandas
 
 
 def decoded(key: str, shape: tuple[int, ...], batches: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -36,7 +36,9 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[
 """
 
 
-def peaks(folder: Path, description, classes: int, each: int = 26, size: int = 256) -> list[int]:
+def peaks(
+    folder: Path, description, classes: int, each: int = 26, size: int = 256, url: str | None = None
+) -> list[int]:
     """Megabytes that pulling all classes of `each` images of noise as a selection takes at most, and streaming them."""
 
     def rows() -> Iterator[Row]:
@@ -47,9 +49,9 @@ def peaks(folder: Path, description, classes: int, each: int = 26, size: int = 2
 
     names = [f"class-{label}" for label in range(classes)]
     write_imageset(folder / "set", rows(), classes=names, source={}, resize=None, synthetic=True)
-    store = open_store(str(folder / "store"))
-    publish(store, "noise", folder / "set", description=description, documents={})
-    words = [f"{folder}/store/noise", str(folder / "dest"), ",".join(names)]
+    url = url or str(folder / "store")
+    publish(open_store(url), "noise", folder / "set", description=description, documents={})
+    words = [f"{url}/noise", str(folder / "dest"), ",".join(names)]
     return [
         int(subprocess.check_output([sys.executable, "-c", PEAK.format(work=work), *words], text=True))
         for work in (PULL, STREAM)
@@ -76,3 +78,9 @@ def test_images_larger_than_a_row_group_take_no_more_memory(tmp_path: Path, desc
     """Of 13 MB each, and of 50 MB, which are the largest that there can be."""
     found = peaks(tmp_path, description, 1, each=each, size=size)
     assert max(found) < 300, found
+
+
+def test_nor_do_they_streamed_from_s3(tmp_path: Path, description, s3_url: str) -> None:
+    """Whose client takes 25 MB itself."""
+    _, streamed = peaks(tmp_path, description, 1, each=3, size=4096, url=s3_url)
+    assert streamed < 300
