@@ -125,9 +125,11 @@ def test_what_was_measured_can_be_read_from_the_server(workspace: Workspace, cli
     assert json.loads(artifacts["metrics"]) == [
         {"metric": "fidelity.fid", "model": 1.5, "synthetic": 0.5},
         {"metric": "fidelity.kid", "model": 0.0003364, "synthetic": None},
+        {"metric": "images", "model": None, "synthetic": 123_456},
         {"metric": "memorization.copies", "model": None, "synthetic": 0},
         {"metric": "memorization.nearer_than_percentile_1", "model": None, "synthetic": 0.01},
-        {"metric": "images", "model": None, "synthetic": 123_456},
+        {"metric": "memorization_spread.nearer_than_percentile_1", "model": None, "synthetic": 0.002},
+        {"metric": "memorization_floor.nearer_than_percentile_1", "model": None, "synthetic": 0.012},
     ]
     assert json.loads(artifacts["utility"]) == [
         {
