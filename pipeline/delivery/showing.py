@@ -17,6 +17,7 @@ from pipeline.delivery.versions import ReleaseInfo, Version
 from pipeline.errors import FailedError
 
 _WIDEST = 1000  # letters of a row that is a line; a table takes what it needs of them
+_POINTS = re.compile(r": [^():]* points(?=\))")  # by how much a set helps, which the card says: here are many sets
 _HEADER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 
 
@@ -35,7 +36,7 @@ def releases_table(releases: Iterable[ReleaseInfo]) -> Table:
             damage = Text.assemble(("damaged: ", "red"), _plain(release.damaged))
             table.add_row(release.name, release.version, *[""] * 4, ", ".join(release.channels), damage)
             continue
-        verdict = _plain(release.verdict)
+        verdict = _plain(_POINTS.sub("", release.verdict))
         if release.yanked is not None:
             verdict = Text.assemble(
                 ("yanked and removed: " if release.removed else "yanked: ", "red"), _plain(release.yanked)

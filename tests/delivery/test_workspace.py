@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from reports import ENTRY, ROW
 
-from pipeline.delivery import verify
+from pipeline.delivery import list_releases, open_store, verify
+from pipeline.delivery.showing import put_table, releases_table
 from pipeline.delivery.workspace import publish_workspace
 from pipeline.errors import FailedError, UserError
 from pipeline.imageset import ImageSet, Row, write_imageset
@@ -175,6 +176,17 @@ def test_the_card_says_what_was_measured(workspace: Path) -> None:
         "CC BY 4.0",
     ):
         assert words in text, words
+
+
+def test_a_list_has_the_verdict_without_its_numbers(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    publish_workspace(workspace, "releases", "digits")
+    releases = list(list_releases(open_store("releases")))
+    put_table(releases_table(releases))
+    assert (
+        "  Added to real images, this set helps with 5 %, 10 % of them (shared-generator); makes no difference with "
+        "100 % of them (same-data). Trained on this set alone, a classifier is right on 98.8 % of real test images.\n"
+    ) in capsys.readouterr().out
+    assert "+3.21 [+1.50, +4.90]" in releases[0].verdict
 
 
 def rare(verdict: str) -> dict[str, Any]:
