@@ -180,7 +180,7 @@ def test_the_card_says_what_was_measured(workspace: Path) -> None:
 
 def test_a_list_has_the_verdict_without_its_numbers(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     publish_workspace(workspace, "releases", "digits")
-    releases = list(list_releases(open_store("releases")))
+    releases = list(list_releases(open_store(str(workspace / "releases"))))
     put_table(releases_table(releases))
     assert (
         "  Added to real images, this set helps with 5 %, 10 % of them (shared-generator); makes no difference with "
