@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -208,23 +208,25 @@ def _has_columns(rows: pa.Table, group: RowGroup) -> bool:
 
 def _fetch_span(part: Part, key: str, span: Span, path: Path, tally: Tally | None) -> None:
     """Write a span of an object at its place in the file `path`, unless it is there."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if not _is_there(descriptor, span):
-            place = span.offset
+    with open(path, "r+b", opener=_made) as file:  # which writes all or fails, where os.pwrite may write a part
+        if not _is_there(file, span):
+            file.seek(span.offset)
             for chunk in span_chunks(part.version.store, key, span):
-                place += os.pwrite(descriptor, chunk, place)
+                file.write(chunk)
         if tally:
             tally.add(span.bytes)
-    finally:
-        os.close(descriptor)
 
 
-def _is_there(descriptor: int, span: Span) -> bool:
-    if os.fstat(descriptor).st_size < span.offset + span.bytes:
+def _made(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o666)
+
+
+def _is_there(file: BinaryIO, span: Span) -> bool:
+    if os.fstat(file.fileno()).st_size < span.offset + span.bytes:
         return False
-    digest, place, stop = hashlib.sha256(), span.offset, span.offset + span.bytes
-    while chunk := os.pread(descriptor, min(1 << 20, stop - place), place):
+    file.seek(span.offset)
+    digest, left = hashlib.sha256(), span.bytes
+    while chunk := file.read(min(1 << 20, left)):
         digest.update(chunk)
-        place += len(chunk)
+        left -= len(chunk)
     return digest.hexdigest() == span.sha256

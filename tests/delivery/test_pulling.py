@@ -3,12 +3,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import resource
 import subprocess
 import sys
 import threading
 import time
 from collections import namedtuple
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -331,6 +333,25 @@ def test_a_disk_that_is_too_small_is_said_first(
         pull(f"{url}/digits", tmp_path / "dest")
     assert not (tmp_path / "dest").exists()
     assert fetched.read_bytes() == b"---"
+
+
+@pytest.mark.parametrize("words", [[], ["--format", "imagefolder"]])
+def test_a_disk_that_fills_up_is_said_and_a_pull_goes_on_when_there_is_room(
+    url: str, version: str, images, tmp_path: Path, words: list[str]
+) -> None:
+    """A limit on the size of files stands for the disk; shards are beyond it."""
+    assert min(shard.bytes for shard in images.shards) > 4000
+    command = [sys.executable, "-m", "pipeline", "pull", f"{url}/digits", str(tmp_path / "dest"), *words]
+    limited = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (4000, 4000))
+    done = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        rf"forgeline: {tmp_path}/\S+: cannot be written \(File too large\)", done.stderr.splitlines()[-1]
+    )
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "dest").exists()
+    subprocess.run(command, check=True)
+    assert verify(str(tmp_path / "dest")).images == 24
 
 
 PULL = "import sys; from pathlib import Path; from pipeline.delivery import pull; pull(sys.argv[1], Path(sys.argv[2]))"
