@@ -37,7 +37,7 @@ from pipeline.metrics.extractors import (
     measure,
 )
 from pipeline.metrics.judges import JUDGES, Judges
-from pipeline.metrics.once import numbers, once
+from pipeline.metrics.once import once
 from pipeline.params import SEEDS, THREADS, Document, within
 from pipeline.report import figures
 
@@ -196,14 +196,7 @@ def evaluate(
     embedded_once = [pool.submit(embed_once, in_domain, images.images) for images in reals]
     judged = judges.probabilities(generated.images, pool).argmax(axis=1)
     judged_real = embed_once(Ensemble(judges), held_out.images, pool).argmax(axis=1)
-    conditional = bool(generated.labels.min() >= 0)
-    labels = generated.labels if conditional else judged
-    agreement = modes.agreement(generated.labels, judged, k) if conditional else np.full(k, np.nan)
-    pixel_spread, real_spread = (
-        modes.pixel_spread(images, theirs, k)
-        for images, theirs in ((generated.images, labels), (train.images, train.labels))
-    )
-    pixel_spread = np.divide(pixel_spread, real_spread, out=np.full(k, np.nan), where=real_spread > 0)
+    labels = generated.labels if generated.labels.min() >= 0 else judged
     ours = embedded.result(), labels
     theirs, known = ((each.result(), images.labels) for each, images in zip(embedded_once, reals, strict=True))
 
@@ -214,20 +207,8 @@ def evaluate(
         blocks, entry = _fidelity(extractor, generated, train, held_out, untrained, params, pool)
         metrics |= blocks
         protocol.append((tuple(blocks), entry))
-    if conditional:
-        mean = float((judged == generated.labels).mean())
-        lacking = np.isnan(agreement) & (np.bincount(train.labels, minlength=k) > 0)
-        by_class = np.where(lacking, 0, agreement)
-        metrics["agreement"] = {"mean": mean, "worst_class": float(np.nanmin(by_class))}
-        metrics["agreement_spread"] = spread.of_agreement(generated.labels, judged, by_class)
-    metrics |= _held_out_agreement(held_out.labels, judged_real, k)
-    metrics["modes"] = modes.balance(judged, train.labels, k)
-    metrics["modes_spread"] = spread.of_balance(judged, train.labels, k, seed=seed)
-    drawn = np.random.Generator(np.random.Philox(seed)).choice(train.labels, len(judged))
-    metrics["modes_floor"] = modes.balance(drawn, train.labels, k)
-    if np.isfinite(pixel_spread).any():
-        metrics["modes"]["pixel_spread"] = float(np.nanmean(pixel_spread))
-        metrics["modes_spread"] |= spread.of_pixel_spread(generated.images, labels, real_spread, k, seed=seed)
+    by_label, columns = _by_label(generated, labels, judged, train, k, seed)
+    metrics |= by_label | _held_out_agreement(held_out.labels, judged_real, k)
     distances = nearest.result()[0], nearest_of_held_out.result()[0]
     metrics["memorization"] = neighbours.memorization(*distances)
     metrics["memorization_spread"] = spread.of_nearer(*distances, seed=seed)
@@ -248,14 +229,7 @@ def evaluate(
     metrics["protocol"] = [
         {"measures": [name for name in names if name in metrics], **entry} for names, entry in protocol
     ]
-    columns = {
-        "class": classes,
-        "images": np.bincount(labels, minlength=k),
-        "judged": np.bincount(judged, minlength=k),
-        "agreement": agreement,
-        "pixel_spread": pixel_spread,
-        **found_by_class,
-    }
+    columns = {"class": np.array(classes, object), **columns, **found_by_class}
     return Evaluation(
         metrics=metrics,
         per_class=[dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
@@ -265,6 +239,40 @@ def evaluate(
         nearest_in_features=(nearest_in_features[0], train.drawn(params.max_images, seed)[nearest_in_features[1]]),
         nearest_of_held_out=nearest_of_held_out.result(),
     )
+
+
+def _by_label(
+    generated: Images, labels: np.ndarray, judged: np.ndarray, train: Images, classes: int, seed: int
+) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+    """What judges make of the labels asked for, which classes are there and how varied: by name in metrics.json; and
+    all classes' measures.
+    """
+    agreement = np.full(classes, np.nan)
+    blocks = {}
+    if labels is generated.labels:
+        agreement = modes.agreement(labels, judged, classes)
+        lacking = np.isnan(agreement) & (np.bincount(train.labels, minlength=classes) > 0)
+        by_class = np.where(lacking, 0, agreement)
+        blocks["agreement"] = {"mean": float((judged == labels).mean()), "worst_class": float(np.nanmin(by_class))}
+        blocks["agreement_spread"] = spread.of_agreement(labels, judged, by_class)
+    drawn = np.random.Generator(np.random.Philox(seed)).choice(train.labels, len(judged))
+    blocks["modes"] = modes.balance(judged, train.labels, classes)
+    blocks["modes_spread"] = spread.of_balance(judged, train.labels, classes, seed=seed)
+    blocks["modes_floor"] = modes.balance(drawn, train.labels, classes)
+    pixel_spread, real_spread = (
+        modes.pixel_spread(images, of_these, classes)
+        for images, of_these in ((generated.images, labels), (train.images, train.labels))
+    )
+    pixel_spread = np.divide(pixel_spread, real_spread, out=np.full(classes, np.nan), where=real_spread > 0)
+    if np.isfinite(pixel_spread).any():
+        blocks["modes"]["pixel_spread"] = float(np.nanmean(pixel_spread))
+        blocks["modes_spread"] |= spread.of_pixel_spread(generated.images, labels, real_spread, classes, seed=seed)
+    return blocks, {
+        "images": np.bincount(labels, minlength=classes),
+        "judged": np.bincount(judged, minlength=classes),
+        "agreement": agreement,
+        "pixel_spread": pixel_spread,
+    }
 
 
 def _fidelity(
@@ -343,8 +351,8 @@ def _in_features(
     of_ours = pool.submit(modes.by_class, ours, theirs, classes, seed=seed)
     of_known = pool.submit(
         once,
-        lambda: modes.worst(modes.by_class(known, theirs, classes, seed=seed)),
-        *("classes", classes, seed, *known, *theirs),
+        lambda: modes.by_class(known, theirs, classes, seed=seed),
+        *("each class", classes, seed, *known, *theirs),
     )
     nearest = pool.submit(neighbours.nearest_features, ours[0], known[0])
     expected = pool.submit(
@@ -353,10 +361,14 @@ def _in_features(
     found = of_ours.result()
     errors = pool.submit(spread.of_classes, ours, theirs, found, seed=seed)
     distances = nearest.result()[0], expected.result()["distances"]
+    compared, others, real = (np.bincount(labels, minlength=classes) for _, labels in (ours, known, theirs))
+    enough = others >= np.minimum(compared, real)
     blocks = {
         "per_class": modes.worst(found),
         "per_class_spread": errors.result(),
-        "per_class_floor": numbers(of_known.result()),
+        "per_class_floor": modes.worst(
+            {name: np.where(enough, values, np.nan) for name, values in of_known.result().items()}
+        ),
         "memorization_features": neighbours.nearer(*distances),
         "memorization_features_spread": spread.of_nearer(*distances, seed=seed),
         "memorization_features_floor": neighbours.expected_nearer(len(distances[1])),
@@ -453,7 +465,7 @@ def _protocol(
                 "real": f"{min(params.max_images, len(held_out.images))} of {len(held_out.images)} "
                 f"{held_out.description}, of a class as many on both sides",
                 "nearest_of": f"{min(params.max_images, len(train.images))} of {len(train.images)} {train.description}",
-                "floor": "these in the place of the generated ones",
+                "floor": "these in the place of the generated ones, of a class that has as many",
                 "precision_recall": f"{fidelity.NEIGHBOURS} nearest neighbours",
                 "diversity": "mean distance of two images of a class, over that of real ones",
                 "lacking": "a class of real images that none of the generated is of counts as 0",

@@ -33,6 +33,7 @@ from pipeline.imageset.files import sha256_file
 from pipeline.metrics.classifier import embed
 from pipeline.metrics.fidelity import fidelity, inception_score, with_spread
 from pipeline.metrics.judges import Judges
+from pipeline.metrics.modes import by_class
 from pipeline.metrics.parzen import parzen
 from pipeline.metrics.spread import of_share
 from pipeline.params import Document
@@ -156,6 +157,17 @@ def test_a_balanced_set_is_compared_with_the_shares_that_classes_have_among_real
     assert balanced["protocol"][0]["shares of classes"] == "those of the real images"
     assert balanced["fidelity"] == pytest.approx(alike["fidelity"], rel=1e-6)
     assert balanced["floor"] == alike["floor"]
+
+
+def test_the_floor_of_classes_is_of_those_that_have_as_many_training_images(judges: Judges) -> None:
+    few = TRAIN.draw_like(np.array([70, 6, 70]), 0)  # recall among six images would be the least of all
+    found = evaluated(bars_of(300, 4), few, HELD_OUT, classes=CLASSES, judges=judges, params=PARAMS).metrics
+    enough = [0, 2]
+    of_all = by_class(
+        *((embed(judges.extractor, side.images), side.labels) for side in (few, HELD_OUT)), 3, seed=PARAMS.seed
+    )
+    assert found["per_class_floor"]["worst_recall"] == pytest.approx(of_all["recall"][enough].min())
+    assert found["per_class_floor"]["worst_diversity"] == pytest.approx(of_all["diversity"][enough].min())
 
 
 def test_a_set_that_has_too_few_of_a_class_is_compared_as_it_comes(judges: Judges) -> None:
