@@ -483,8 +483,8 @@ def test_down_in_the_middle_of_a_remote_stage_is_quiet_and_after_the_next_up_the
 ) -> None:
     written = machine.folder / "pid"
     written.unlink(missing_ok=True)
-    (machine.folder / "wait").touch()
     machine.change("echo ended > one.txt")
+    (machine.folder / "wait").touch()  # after the commit, so that it can go away without another
     machine.set({"remote_stages": ["one"]})
     machine.forgeline("up")
     command = (
