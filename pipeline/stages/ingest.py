@@ -297,15 +297,14 @@ def _carve(members: Sequence[str], shares: Mapping[Split, float]) -> dict[str, S
         start += share
     if len(members) <= len(shares):
         return {**dict(zip(members, shares, strict=False)), members[-1]: "train"}
-    for split in (
-        *shares,
-        "train",
-    ):  # of a small class the lowest that trains goes where none is, so never a higher one
-        if split not in carved.values():
+    for number, split in enumerate((*shares, "train")):
+        if (
+            split not in carved.values()
+        ):  # a small class lends to `test` its lowest, so never what has trained beside it
             sizes = Counter(carved.values())
             spare = [content for content in members if sizes[carved[content]] > 1]
-            lent = min(spare, key=lambda content: (carved[content] != "train", content))
-            carved[spare[-1] if split == "train" else lent] = split
+            lent = next((content for content in spare if carved[content] == "train"), spare[-1])
+            carved[lent if number else members[0]] = split
     return carved
 
 
