@@ -91,7 +91,8 @@ def _own(workspace: Path, gate: Gate, *, harmful: bool) -> Iterator[Demand]:
     """What the set must reach whatever was published before. One that fails its validation ends the run before this."""
     utility = read_report(workspace, paths.UTILITY / "utility.json")
     found = list(verdicts(utility))
-    helps = {"helps"} <= {verdict for verdict, _ in found} <= {"helps", "makes no difference"}
+    words = {verdict for verdict, _ in found}
+    helps = "helps" in words and "harms" not in words
     allowed = gate.utility == "any" or (gate.utility == "harmless" and (harmful or not harms(utility)))
     yield Demand(
         what="utility",

@@ -40,9 +40,8 @@ def study(workspace: Path, shares: Sequence[float], seeds: int) -> tuple[list[di
     from pipeline.report.utility import draw
     from pipeline.stages.utility import table
 
-    read_all_params(workspace)
+    document = read_all_params(workspace)
     read_stages(workspace)
-    document = Document.load(workspace / paths.PARAMS)
     kept = _absolute_source(document)
     if document.mapping("train").get("warm_start"):  # what a parent learned from would count too
         kept["train.warm_start"] = "null"

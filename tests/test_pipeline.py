@@ -193,6 +193,17 @@ def test_a_study_is_an_experiment_for_each_share_and_leaves_the_workspace_as_it_
     assert "Stage 'utility' is cached" in again
 
 
+def test_a_study_trains_from_the_beginning_where_runs_go_on_from_a_model(workspace: Workspace) -> None:
+    """A parent has learned from more than the share: its rows would not be of the same data."""
+    params = workspace.root / "params.yaml"
+    text = params.read_text()
+    params.write_text(text.replace("train:\n", "train:\n  warm_start: HEAD\n"))
+    workspace.run("forgeline", "study", "0.5", "--seeds", "2")
+    params.write_text(text)
+    rows = list(csv.DictReader((workspace.root / "out/study/table.csv").read_text().splitlines()))
+    assert [(row["protocol"], row["real_images"]) for row in rows] == [("same-data", "540")]
+
+
 def test_a_misspelt_setting_stops_the_run_before_anything_runs(workspace: Workspace) -> None:
     params = workspace.root / "params.yaml"
     text = params.read_text()

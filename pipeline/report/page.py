@@ -56,10 +56,10 @@ def write_report(workspace: Path) -> Path:
     And beside it, for `dvc plots`, the picture of the curves in it, where the model has curves.
     """
     picture = _curves(workspace)
-    html = _render(workspace, picture)
+    text = _render(workspace, picture)
     if picture is not None:
         write_atomically(workspace / CURVES, picture)
-    write_atomically(workspace / REPORT, html.encode())
+    write_atomically(workspace / REPORT, text.encode())
     return REPORT
 
 

@@ -297,10 +297,9 @@ def _carve(members: Sequence[str], shares: Mapping[Split, float]) -> dict[str, S
         start += share
     if len(members) <= len(shares):
         return {**dict(zip(members, shares, strict=False)), members[-1]: "train"}
+    # A small class lends to `test` its lowest, so never what has trained beside it.
     for number, split in enumerate((*shares, "train")):
-        if (
-            split not in carved.values()
-        ):  # a small class lends to `test` its lowest, so never what has trained beside it
+        if split not in carved.values():
             sizes = Counter(carved.values())
             spare = [content for content in members if sizes[carved[content]] > 1]
             lent = next((content for content in spare if carved[content] == "train"), spare[-1])
