@@ -22,6 +22,7 @@ from pipeline.imageset.files import atomic_folder, sha256_file
 from pipeline.imageset.imageset import ImageSet, Shard, check_classes
 from pipeline.imageset.layout import (
     CONFIDENCE,
+    IMAGE_TYPE,
     IMAGESET_JSON,
     MAX_IMAGE_SIZE,
     SPLITS,
@@ -158,13 +159,12 @@ def _spool(path: Path, hashes: Path, rows: Iterator[Row], first: Row, schema: pa
             step = max(1, size // _TASKS)
             tasks = each(_encoded, [batch[start : start + step] for start in range(0, len(batch), step)])
             encoded, contents = zip(*chain.from_iterable(tasks), strict=True)
-            columns: list[Any] = [
-                [{"bytes": data, "path": row.path} for data, row in zip(encoded, batch, strict=True)],
-                [int(row.label) for row in batch],
-                *([_plain(row.provenance[name]) for row in batch] for name in schema.names[2:]),
-            ]
-            arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            columns: list[Sequence[Any]] = [encoded, [row.path for row in batch], [row.label for row in batch]]
+            columns += ([row.provenance[name] for row in batch] for name in schema.names[2:])
+            kinds = [*(field.type for field in IMAGE_TYPE), *schema.types[1:]]
+            data, path, *others = map(_column, columns, kinds)
+            image = pa.StructArray.from_arrays([data, path], fields=list(IMAGE_TYPE))
+            writer.write_batch(pa.record_batch([image, *others], schema=schema))
             for row, content in zip(batch, contents, strict=True):
                 splits.append(SPLITS.index(row.split))
                 labels.append(row.label)
@@ -180,6 +180,16 @@ def _spool(path: Path, hashes: Path, rows: Iterator[Row], first: Row, schema: pa
         labels=np.frombuffer(labels, np.int32),
         confidences=np.frombuffer(confidences, np.float64) if sure else None,
     )
+
+
+def _column(values: Sequence[Any] | NDArray[np.int64], kind: pa.DataType) -> pa.Array:
+    """The values as Arrow has them, by its buffers: `pa.array` would import pandas where that is installed, 45 MB."""
+    if kind in (pa.int64(), pa.float64()):
+        numbers = np.asarray(values, np.int64 if kind == pa.int64() else np.float64)
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(numbers)])
+    written = [value.encode() if isinstance(value, str) else value for value in values]
+    offsets = np.cumsum([0, *map(len, written)], dtype=np.int32)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(written))])
 
 
 def _encoded(rows: Iterable[Row]) -> list[tuple[bytes, str]]:
@@ -303,6 +313,7 @@ def _take(reader: Any, rows: NDArray[np.int64]) -> pa.Table:
     found = []
     for number, wanted in zip(numbers.tolist(), np.split(places, starts[1:]), strict=True):
         batch = reader.get_batch(number)
-        found.append(batch if len(wanted) == batch.num_rows else batch.take(pa.array(wanted)))  # of one image no copy
+        all_of_it = len(wanted) == batch.num_rows  # no copy of a batch that is one large image
+        found.append(batch if all_of_it else batch.take(_column(wanted, pa.int64())))
     table = pa.Table.from_batches(found)
-    return table.take(np.argsort(order)) if len(rows) > 1 else table
+    return table.take(_column(np.argsort(order), pa.int64())) if len(rows) > 1 else table
