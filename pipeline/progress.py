@@ -66,7 +66,7 @@ class ProgressLine:
         self.written = now
         rate = (done - self.first) / elapsed if elapsed > 0 else 0.0
         left = f", {duration((self.total - done) / rate)} left" if rate > 0 and done < self.total else ""
-        line = f"{self.label}: {done:,} of {self.total:,} {self.unit}, {rate:,.0f} a second{left}"
+        line = f"{self.label}: {done:,} of {self.total:,} {self.unit}, {rate:,.0f} {self.unit} a second{left}"
         line += f", {note}" if note else ""
         if self.terminal:
             self.terminal.write(line)

@@ -50,8 +50,8 @@ def test_a_log_gets_a_line_every_few_seconds_with_speed_and_time_left(clock: Clo
         clock.seconds = second
         line.update(second * 50, "loss 1.00")
     assert stream.getvalue().splitlines() == [
-        "train: 250 of 1,000 images, 50 a second, 15s left, loss 1.00",
-        "train: 500 of 1,000 images, 50 a second, 10s left, loss 1.00",
+        "train: 250 of 1,000 images, 50 images a second, 15s left, loss 1.00",
+        "train: 500 of 1,000 images, 50 images a second, 10s left, loss 1.00",
     ]
 
 
@@ -60,7 +60,7 @@ def test_the_speed_is_of_this_process_alone(clock: Clock) -> None:
     line = ProgressLine("train", 1000, "images", done=900, stream=stream)
     clock.seconds = 10
     line.update(1000)
-    assert stream.getvalue() == "train: 1,000 of 1,000 images, 10 a second\n"
+    assert stream.getvalue() == "train: 1,000 of 1,000 images, 10 images a second\n"
 
 
 def test_the_end_is_written_once_and_again_when_it_was_none(clock: Clock) -> None:
@@ -69,7 +69,7 @@ def test_the_end_is_written_once_and_again_when_it_was_none(clock: Clock) -> Non
     clock.seconds = 5
     for done in (10, 10, 11, 4, 10):  # a file that arrived damaged is fetched anew
         line.update(done)
-    assert stream.getvalue().splitlines() == ["pull: 10 of 10 MB, 2 a second"] * 2
+    assert stream.getvalue().splitlines() == ["pull: 10 of 10 MB, 2 MB a second"] * 2
 
 
 def test_a_day_does_not_flood_a_log(clock: Clock) -> None:
@@ -89,9 +89,9 @@ def test_items_are_counted_as_they_are_taken(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("line", "unfinished"),
     [
-        ("    train: 1,000 of 2,000 images, 3 a second", True),
-        ("train: 100 of 1,000 images, 3 a second", True),
-        ("train: 2,000 of 2,000 images, 3 a second", False),
+        ("    train: 1,000 of 2,000 images, 3 images a second", True),
+        ("train: 100 of 1,000 images, 3 images a second", True),
+        ("train: 2,000 of 2,000 images, 3 images a second", False),
         ("[5/10] train: done in 3s", False),
         ("forgeline: photos: 4 of 28 files (14.3%) are bad", False),
     ],

@@ -81,7 +81,7 @@ def test_how_far_a_pull_is_is_said_in_mb(
     capsys.readouterr()
     pull(f"{url}/digits", tmp_path / "dest")
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(rf"pulling digits@{version}: 1 of 1 MB, [\d,]+ a second, 100 %", line)
+    assert re.fullmatch(rf"pulling digits@{version}: 1 of 1 MB, [\d,]+ MB a second, 100 %", line)
 
 
 @on_a_folder

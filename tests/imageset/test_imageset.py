@@ -204,7 +204,7 @@ class TestVerify:
         imageset = write()
         imageset.verify()
         images = sum(shard.rows for shard in imageset.shards)
-        assert re.fullmatch(rf"verify: {images} of {images} images, [\d,]+ a second\n", capsys.readouterr().err)
+        assert re.fullmatch(rf"verify: {images} of {images} images, [\d,]+ images a second\n", capsys.readouterr().err)
 
     @pytest.mark.parametrize("where", [4, 0.3, 0.6, 0.9, -5])
     def test_a_flipped_bit(self, write: Write, where: float) -> None:
