@@ -202,7 +202,9 @@ def _follow(client: SyncPrefectClient, work: _Work, say: Callable[[str], None], 
         return True
     if state.is_crashed():
         return False
-    raise FailedError(f"stage '{work.stage}' in the work pool '{REMOTE_POOL}': {state.message or state.name}")
+    told, name = state.message or state.name or "", f"stage '{work.stage}'"
+    why = told.removeprefix(name) if told.startswith(name) else f": {told}"  # there a stage's words begin with its name
+    raise FailedError(f"{name} in the work pool '{REMOTE_POOL}'{why}")
 
 
 @contextmanager

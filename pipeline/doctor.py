@@ -301,18 +301,20 @@ def _remotes(workspace: Path, dvc: _Dvc | Exception) -> Finding:
             return None
         return None if ended.returncode else ended.stdout.strip()
 
-    if (git("remote") or "").split().count("origin"):
-        if git("ls-remote", "--heads", "origin") is None:
-            return "missing", "the git remote 'origin' cannot be read", "try 'git ls-remote origin'; mend its access"
-        if settings.branch and not git("ls-remote", "--heads", "origin", f"refs/heads/{settings.branch}"):
-            return (
-                "missing",
-                f"the git remote 'origin' has no branch '{settings.branch}'",
-                "correct run.branch, or push it",
-            )
-    elif settings.remote_stages:
+    origin = "origin" in (git("remote") or "").split()
+
+    def is_there(branch: str) -> bool:
+        ref = f"refs/heads/{branch}"
+        return bool(git("ls-remote", "--heads", "origin", ref) if origin else git("rev-parse", "--verify", ref))
+
+    if origin and git("ls-remote", "--heads", "origin") is None:
+        return "missing", "the git remote 'origin' cannot be read", "try 'git ls-remote origin'; mend its access"
+    if settings.remote_stages and not origin:
         return "missing", "no git remote 'origin', by which run.remote_stages goes", "git remote add origin URL"
-    elif settings.branch and git("rev-parse", "--verify", f"refs/heads/{settings.branch}") is None:
+    if settings.branch and not is_there(settings.branch):
+        if origin:
+            found = f"the git remote 'origin' has no branch '{settings.branch}'"
+            return "missing", found, "correct run.branch, or push it"
         return "missing", f"no branch '{settings.branch}' here", "correct run.branch, or make it"
     if isinstance(dvc, _Dvc) and not dvc.remote:  # where DVC cannot tell, the check of its remote says more
         mend = "dvc remote add --default NAME s3://bucket/prefix"
@@ -320,7 +322,11 @@ def _remotes(workspace: Path, dvc: _Dvc | Exception) -> Finding:
             return "missing", "no DVC remote, by which run.remote_stages gets its inputs", mend
         if settings.record:
             return "warning", "no DVC remote: other clones cannot pull what runs record", mend
-    return "ok", f"{' and '.join(branches or ['origin'])} can be reached", ""
+    there = [name for name in branches if name == settings.branch or is_there(name)]
+    found = [f"{' and '.join(there or ['origin'])} can be reached"] if there or origin else []
+    if settings.record and settings.record not in there:
+        found.append(f"the first run that is recorded makes {settings.record}")
+    return "ok", "; ".join(found), ""
 
 
 @dataclass(frozen=True, kw_only=True)

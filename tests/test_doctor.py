@@ -464,6 +464,27 @@ def test_a_branch_that_is_not_there(workspace: Path) -> None:
     assert finding(workspace, "remotes").found == "the git remote 'origin' cannot be read"
 
 
+@pytest.mark.parametrize("origin", [False, True])
+def test_a_branch_that_the_first_run_makes_is_not_said_to_be_there(workspace: Path, origin: bool) -> None:
+    commit = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "--allow-empty", "-m", "t"]
+    for words in (["git", "checkout", "--quiet", "-B", "main"], commit):
+        subprocess.run(words, cwd=workspace, check=True)
+    add_dvc_remote(workspace)
+    if origin:
+        subprocess.run(["git", "init", "--quiet", "--bare", "origin"], cwd=workspace, check=True)
+        subprocess.run(["git", "remote", "add", "origin", "origin"], cwd=workspace, check=True)
+        subprocess.run(["git", "push", "--quiet", "origin", "main"], cwd=workspace, check=True)
+    run_from(workspace, "{branch: main, record: forgeline/nightly}")
+    makes = "the first run that is recorded makes forgeline/nightly"
+    assert finding(workspace, "remotes").found == f"main can be reached; {makes}"
+    run_from(workspace, "{record: forgeline/nightly}")
+    assert finding(workspace, "remotes").found == (f"origin can be reached; {makes}" if origin else makes)
+    run_from(workspace, "{branch: main, record: forgeline/nightly}")
+    to = ["push", "--quiet", "origin", "main:forgeline/nightly"] if origin else ["branch", "forgeline/nightly"]
+    subprocess.run(["git", *to], cwd=workspace, check=True)
+    assert finding(workspace, "remotes").found == "main and forgeline/nightly can be reached"
+
+
 def add_dvc_remote(workspace: Path, *options: str) -> None:
     command = [sys.executable, "-m", "dvc", "remote", "add", *options, "--default", "store", "../store", "--quiet"]
     subprocess.run(command, cwd=workspace, check=True)

@@ -329,7 +329,9 @@ def test_what_the_other_machine_refuses_is_told_here(project: Project, prefect_s
     try:
         with (
             machine(tmp_path / "one", prefect_server),
-            pytest.raises(FailedError, match=r"work pool 'forgeline-gpu': stage 'train': .*batch_size is 1; needed"),
+            pytest.raises(
+                FailedError, match=r"^stage 'train' in the work pool 'forgeline-gpu': params\.yaml: .*size is 1; needed"
+            ),
         ):
             project.hand_over(lambda _: None)
     finally:
