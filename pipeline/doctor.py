@@ -313,8 +313,8 @@ def _remotes(workspace: Path, dvc: _Dvc | Exception) -> Finding:
         return "missing", "no git remote 'origin', by which run.remote_stages goes", "git remote add origin URL"
     if settings.branch and not is_there(settings.branch):
         if origin:
-            found = f"the git remote 'origin' has no branch '{settings.branch}'"
-            return "missing", found, "correct run.branch, or push it"
+            what = f"the git remote 'origin' has no branch '{settings.branch}'"
+            return "missing", what, "correct run.branch, or push it"
         return "missing", f"no branch '{settings.branch}' here", "correct run.branch, or make it"
     if isinstance(dvc, _Dvc) and not dvc.remote:  # where DVC cannot tell, the check of its remote says more
         mend = "dvc remote add --default NAME s3://bucket/prefix"
