@@ -1,6 +1,6 @@
 """S3 servers on loopback for tests: moto's in this process, or a real Ceph gateway where FORGELINE_TEST_S3=ceph.
 
-And a proxy before either, which misbehaves on request.
+And rclone's, which ignores conditional writes, and a proxy before any of them, which misbehaves on request.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -165,6 +166,33 @@ def _free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [int(each.getsockname()[1]) for each in sockets]
+
+
+@contextmanager
+def rclone() -> Iterator[str]:
+    """A server of rclone's that keeps buckets in a folder and ignores conditional writes. Its keys are those above."""
+    program = shutil.which("rclone", path=str(Path(sys.executable).parent))  # not Debian's, which is no server
+    assert program, "there is no rclone beside Python; needed pip install '.[dev]'"
+    with TemporaryDirectory(prefix="rclone") as folder:
+        [port] = _free_ports(1)
+        command = [program, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}", folder]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        try:
+            while not _listens(port):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
 
 
 class Proxy:

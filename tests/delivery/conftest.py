@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,13 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def proxy(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[servers.Proxy]:
     """A proxy before the S3 server that every store opened from now on goes through; retries do not wait."""
-    with servers.Proxy(endpoint).serving() as found:
+    with before(endpoint, monkeypatch) as found:
+        yield found
+
+
+@contextmanager
+def before(target: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[servers.Proxy]:
+    with servers.Proxy(target).serving() as found:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", found.url)
         monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
         yield found
@@ -81,16 +88,22 @@ def unsigned() -> None:
         pytest.skip("a server that does not check signatures is needed, as moto's")
 
 
-@pytest.fixture
-def ignoring(unsigned: None, proxy: servers.Proxy) -> servers.Proxy:
-    """A server that ignores conditional writes."""
+@pytest.fixture(params=["moto", "rclone"])
+def ignoring(request: pytest.FixtureRequest, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[servers.Proxy]:
+    """A server that ignores conditional writes: moto's, which a proxy does not tell of them, or rclone's."""
+    if request.param == "rclone":
+        with servers.rclone() as target, before(target, monkeypatch) as found:
+            yield found
+        return
 
     def fault(number: int, method: str, path: str, headers: dict[str, str]) -> None:
         for name in CONDITIONS:
             headers.pop(name, None)
 
-    proxy.fault = fault
-    return proxy
+    request.getfixturevalue("unsigned")
+    stripping: servers.Proxy = request.getfixturevalue("proxy")
+    stripping.fault = fault
+    yield stripping
 
 
 def make_set(
