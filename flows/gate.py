@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,12 +80,21 @@ def judge(workspace: Path, url: str, name: str, gate: Gate, *, harmful: bool, sa
 
 
 def show(verdict: Verdict) -> None:
-    """Create the artifact `gate` of the run: a row for each demand, the longest text last, as it may be cut off."""
+    """Create the artifact `gate` of the run: a row for each demand, as wide as its page has room for.
+
+    What did not hold stands whole above the table.
+    """
     rows = [
-        {"demand": each.what, "holds": each.holds, "found": each.found, "needed": each.needed}
+        {
+            "demand": each.what,
+            "holds": each.holds,
+            "found": shorten(each.found, 24, placeholder=" …"),
+            "needed": shorten(each.needed, 42, placeholder=" …"),
+        }
         for each in verdict.demands
     ]
-    create_table_artifact(rows, key="gate", description=f"against {verdict.champion or 'no champion'}")
+    said = f"refused: {verdict.refusal}" if verdict.refusal else "passed"
+    create_table_artifact(rows, key="gate", description=f"against {verdict.champion or 'no champion'}; {said}")
 
 
 def _own(workspace: Path, gate: Gate, *, harmful: bool) -> Iterator[Demand]:
@@ -153,7 +163,7 @@ def _against(workspace: Path, url: str, champion: Version, gate: Gate, say: Call
         noise = gate.noise * float(worse.std(ddof=1))
         yield Demand(
             what=metric,
-            needed=f"not worse than {other.mean():.4g} of {champion.name} by more than {noise:.2g}",
+            needed=f"at most {noise:.2g} worse than {other.mean():.4g} of {champion.name}",
             found=f"{challenger.mean():.4g}",
             holds=float(worse.mean()) <= noise,
         )

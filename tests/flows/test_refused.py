@@ -26,7 +26,7 @@ from pipeline.delivery.settings import PublishSettings
 from pipeline.errors import UserError
 from pipeline.imageset import Row, write_imageset
 
-REASON = "fidelity.fid: 0.9, needed not worse than 0.1 of toy@ab by more than 0.01"
+REASON = "fidelity.fid: 0.9, needed at most 0.01 worse than 0.1 of toy@ab"
 STAGES = """stages:
   probe: {cmd: ls data > list.txt, outs: [list.txt], always_changed: true}
   copy: {cmd: cp list.txt copy.txt, deps: [list.txt], outs: [copy.txt]}
@@ -118,6 +118,7 @@ def test_a_run_whose_set_is_refused_says_so_with_every_demand_and_publishes_noth
             "artifacts": {"flow_run_id": {"any_": [str(state.state_details.flow_run_id)]}, "key": {"any_": ["gate"]}}
         }
         (artifact,) = client.request("POST", "/artifacts/filter", json=wanted).json()
+    assert artifact["description"] == f"against no champion; refused: {HARMS}"
     rows = {row["demand"]: row for row in json.loads(artifact["data"])}
     assert rows["utility"] == {"demand": "utility", "holds": False, "found": "harms with 100 %", "needed": NEEDED}
     assert {tuple(row) for row in rows.values()} == {("demand", "holds", "found", "needed")}
