@@ -6,6 +6,8 @@ import fcntl
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,13 +22,21 @@ from ruamel.yaml import YAML
 from flows.commands import dvc, file_at, git, head_of, tip_of
 from flows.repro import is_changed
 from pipeline import paths
-from pipeline.errors import FailedError
+from pipeline.doctor import read_all_params
+from pipeline.errors import FailedError, UserError
 from pipeline.imageset.files import write_atomically
 from pipeline.params import Document
 from pipeline.running import RunSettings
 
 LOCK = Path("dvc.lock")
 RUN = "Forgeline-Run:"  # begins the line of a commit message that says which run made it
+_CHECK = """
+from pathlib import Path
+from pipeline.doctor import read_all_params
+from pipeline.errors import ending
+with ending():
+    read_all_params(Path())
+"""
 _STATE = Path(".dvc/tmp/forgeline")  # git ignores .dvc/tmp
 _LAST_LOCK, _LAST_PARAMS = _STATE / "last.lock", _STATE / "last.yaml"
 
@@ -65,6 +75,19 @@ class Place:
         if _decisive((self.workspace / paths.PARAMS).read_bytes()) != _decisive(then.params):
             return False
         return changed_stages(self.workspace) == ()
+
+    def check_settings(self) -> None:
+        """Raise UserError for what any stage would refuse in params.yaml, hours before it has its turn.
+
+        By the code of the workspace, which in a checkout may be another than that of this process.
+        """
+        if not self.own:
+            read_all_params(self.workspace)
+            return
+        command = [sys.executable, "-c", _CHECK]
+        ended = subprocess.run(command, cwd=self.workspace, capture_output=True, text=True, errors="replace")
+        if ended.returncode == UserError.exit_status:
+            raise UserError(ended.stderr.strip().removeprefix("forgeline: "))
 
     def remember(self) -> None:
         """Note that this run ended well."""

@@ -99,6 +99,7 @@ def _retrain(place: Place, publish_url: str | None, scheduled: bool) -> State[An
             _teller()("nothing new: data, code and settings are those of the last run")
             result = RunResult(stages=_runs(states), published=None)
             return Completed(name=NOTHING_NEW, message="data, code and settings are those of the last run", data=result)
+    place.check_settings()
     with data_before(place) as before:
         run_stages([stage for stage in graph if stage.name not in states], graph, place, states, settings)
         artifacts.record(workspace)

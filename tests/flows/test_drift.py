@@ -21,8 +21,8 @@ from pipeline.stages import features
 
 STAGES = """
   probe: {{cmd: echo > list.txt, outs: [list.txt], always_changed: true}}
-  ingest: {{cmd: mkdir -p out && cp -r {made}/$(cat which) out/real, deps: [which, list.txt], outs: [out/real]}}
-  features: {{cmd: cp -r {made}/features out/features, deps: [out/real], outs: [out/features]}}
+  set: {{cmd: mkdir -p out && cp -r {made}/$(cat which) out/real, deps: [which, list.txt], outs: [out/real]}}
+  judges: {{cmd: cp -r {made}/features out/features, deps: [out/real], outs: [out/features]}}
 """
 
 

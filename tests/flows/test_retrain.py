@@ -14,7 +14,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.sorting import TaskRunSort
-from reports import METRICS, ROW, UTILITY, write_report
+from reports import INTERVAL, METRICS, ROW, UTILITY, write_report
 
 from flows.artifacts import SAMPLES
 from flows.retrain import RunResult, retrain
@@ -133,13 +133,28 @@ def test_what_was_measured_can_be_read_from_the_server(workspace: Workspace, cli
     ]
     assert json.loads(artifacts["utility"]) == [
         {
-            "real data": "10% (126 images)",
+            "real images": "10% (126)",
             "protocol": "same-data",
-            "points over real only [95 %]": "+1.50 [+1.00, +2.00]",
-            "points over real only, as many images seen [95 %]": "-0.25 [-0.75, +0.25]",
+            "over real only": "+1.50 [+1.00, +2.00]",
+            "over as many images seen": "-0.25 [-0.75, +0.25]",
             "verdict": "no difference",
         }
     ]
+
+
+def test_what_filling_up_rare_classes_does_stands_above_the_table(
+    workspace: Workspace, client: SyncPrefectClient
+) -> None:
+    folder = workspace("  one: {cmd: 'true'}\n")
+    arms = dict.fromkeys(("real", "real_long", "oversampled", "weighted", "filled"), INTERVAL)
+    rare = {"images": {"c": 4}, "advised_share": 0.0, "verdict": "helps"}
+    rare |= dict.fromkeys(("recall", "recall_gain", "balanced_accuracy", "balanced_accuracy_gain"), arms)
+    write_report(folder, UTILITY, rows=[UTILITY_ROW | {"rare": rare}])
+    run = flow_run_of(client, retrain(folder, return_state=True))
+    wanted = {"artifacts": {"flow_run_id": {"any_": [str(run.id)]}, "key": {"any_": ["utility"]}}}
+    (artifact,) = client.request("POST", "/artifacts/filter", json=wanted).json()
+    assert artifact["description"].endswith(f", from {UTILITY}; filling up rare classes with 10% helps")
+    assert [row["verdict"] for row in json.loads(artifact["data"])] == ["no difference"]
 
 
 UTILITY_ROW = ROW | {
@@ -167,6 +182,16 @@ def test_a_remote_stage_that_is_none_is_told_before_anything_runs(three_stages: 
     with pytest.raises(UserError, match=r"^params.yaml: run.remote_stages has 'midle'; did you mean 'middle'\?$"):
         retrain(folder)
     assert not (folder / "a.txt").exists()
+
+
+def test_a_misspelt_setting_of_a_later_stage_is_told_before_anything_runs(
+    workspace: Workspace, prefect_server: str
+) -> None:
+    folder = workspace("  one: {cmd: echo > one.txt, outs: [one.txt]}\n  augment: {cmd: 'true', deps: [one.txt]}\n")
+    (folder / "params.yaml").write_text("publish: {url: null, name: toy}\naugment: {sed: 1}\n")
+    with pytest.raises(UserError, match=r"params.yaml: augment.sed is not a setting; did you mean 'seed'\?$"):
+        retrain(folder)
+    assert not (folder / "one.txt").exists()
 
 
 def test_a_remote_stage_never_runs_here(three_stages: Workspace, client: SyncPrefectClient) -> None:

@@ -16,6 +16,7 @@ import pytest
 import servers
 from prefect.client.schemas.objects import State
 
+import pipeline
 from flows.retrain import retrain
 from pipeline.errors import ForgelineError
 
@@ -155,6 +156,29 @@ def test_another_place_to_publish_to_is_news_though_no_stage_runs(clone: Clone, 
     assert (state.name, [run.outcome for run in state.result().stages]) == ("Completed", ["ran", "unchanged"])
     assert clone.tip() != before
     assert clone.retrain().name == "Nothing new"
+
+
+def test_settings_of_later_stages_are_read_by_the_code_of_the_branch(clone: Clone, prefect_server: str) -> None:
+    """Which knows other settings than that of the worker: here one that is good for nothing else."""
+    own, before = clone.folder / "pipeline", (clone.folder / "params.yaml").read_text()
+    own.mkdir()
+    for name in ("__init__.py", "errors.py"):
+        shutil.copy(Path(pipeline.__file__).with_name(name), own / name)
+    (own / "doctor.py").write_text(
+        "from pipeline.errors import UserError\n"
+        "def read_all_params(folder):\n"
+        "    raise UserError((folder / 'params.yaml').read_text().splitlines()[-1])\n"
+    )
+    (clone.folder / "params.yaml").write_text(before + "# copy.size is 0; needed at least 1\n")
+    (clone.folder / "data/later.png").write_text("later")
+    clone.commit("code that refuses")
+    state = clone.retrain()
+    assert (state.name, state.message) == ("Failed", "# copy.size is 0; needed at least 1")
+    assert clone.left_behind() == []
+    (clone.folder / "data/later.png").unlink()
+    (clone.folder / "params.yaml").write_text(before)
+    shutil.rmtree(own)
+    clone.commit("code that does not")
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(clone: Clone, prefect_server: str) -> None:

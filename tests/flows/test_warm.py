@@ -16,7 +16,7 @@ STAGES = f"""
     params: [train]
     deps: [list.txt]
     outs: [out/parent]
-  train:
+  toy:
     cmd: mkdir -p out/training && cat list.txt $(ls out/parent/players.safetensors) > out/training/players.safetensors
     deps: [list.txt, out/parent]
     outs: [out/training]
