@@ -100,8 +100,8 @@ def publish(
     caveat = None
     new = store.read(draft.key(MANIFEST)) is None
     if new:
-        caveat = draft.upload(documents)
-        new = draft.commit()
+        caveat, files = draft.upload(documents)
+        new = draft.commit(files)
     if private:
         draft.sign(private)
     latest = [each.version for each in before.moves] if before else []
@@ -131,11 +131,14 @@ class _Draft:
     def key(self, path: str) -> str:
         return f"{self.name}/v={self.version}/{path}"
 
-    def upload(self, documents: Mapping[str, bytes]) -> str | None:
-        """Create every object but the manifest that is not there yet. The caveat of Published."""
+    def upload(self, documents: Mapping[str, bytes]) -> tuple[str | None, list[File] | None]:
+        """Create every object but the manifest that is not there yet. The caveat of Published, and what is there then.
+
+        The latter is None where an earlier attempt left something, for that may be collected at any moment.
+        """
         there = self.store.sizes(self.key(""))
         if self.key(CHECKSUMS) in there:
-            return _caveat(self.store, self.key(CHECKSUMS))
+            return _caveat(self.store, self.key(CHECKSUMS)), None
         shards = {shard.path: shard for shard in self.images.shards}
         small = {IMAGESET_JSON: (self.images.root / IMAGESET_JSON).read_bytes(), **documents, **self._descriptions()}
         sizes = {shard.path: shard.bytes for shard in shards.values()}
@@ -153,38 +156,48 @@ class _Draft:
                 raise FailedError(f"{file}: has sha256 {sha256}; needed {shards[path].sha256} as in {IMAGESET_JSON}")
             return path, groups
 
-        def settle_shard(described: tuple[str, str]) -> tuple[str, str]:
-            """What rowgroups.json and SHA256SUMS say of it."""
+        def settle_shard(described: tuple[str, str]) -> tuple[str, File]:
+            """What rowgroups.json says of it, and the file."""
             path, groups = described
-            sha256 = shards[path].sha256
-            if _settle(self.store, self.key(path), self.images.root / path, sha256, there) != sha256:
+            needed = File(path=path, bytes=shards[path].bytes, sha256=shards[path].sha256)
+            if self._settle(needed, self.images.root / path, there) != needed:
                 raise FailedError(
                     f"{self.store.url}/{self.key(path)}: was left damaged by an earlier publish; needed to be removed "
                     "first"
                 )
-            tally.add(shards[path].bytes)
-            return groups, f"{sha256}  {path}\n"
+            tally.add(needed.bytes)
+            return groups, needed
 
-        def settle(path: str) -> str:
-            """What SHA256SUMS says of it; a card or a report of an earlier attempt serves as well."""
-            sha256 = hashlib.sha256(small[path]).hexdigest()
-            found = _settle(self.store, self.key(path), small[path], sha256, there)
+        def settle(path: str) -> File:
+            """A card or a report of an earlier attempt serves as well."""
+            found = self._settle(_file(path, small[path]), small[path], there)
             tally.add(len(small[path]) if path != ROWGROUPS else 0)  # whose size nobody knows before
-            return f"{found}  {path}\n"
+            return found
 
-        lines = list(in_parallel(settle, small, tally.stopped))
+        files = list(in_parallel(settle, small, tally.stopped))
         # Few are hashed at a time, and just before they travel: the first are soon on their way, none is read twice.
         hashing = in_parallel(describe, shards, tally.stopped, threads=_HASHED, ahead=_HASHED)
         with ThreadPoolExecutor(1) as aside, closing(hashing) as described:
             caveat = aside.submit(_caveat, self.store, self.key(IMAGESET_JSON))  # while the shards travel
             settled = list(in_parallel(settle_shard, described, tally.stopped, ahead=_SENT))
         small[ROWGROUPS] = rowgroups.describe(groups for groups, _ in settled)
-        lines += [line for _, line in settled] + [settle(ROWGROUPS)]
-        lines.sort(key=lambda line: line.split("  ", 1)[1])
+        files += [*(file for _, file in settled), settle(ROWGROUPS)]
+        files.sort(key=lambda file: file.path)
         # Created after all that it lists: whoever wins, where two publish this set with other documents at the same
         # time, it lists what is there, and the manifest follows it.
-        self.store.create(self.key(CHECKSUMS), "".join(lines).encode())
-        return caveat.result()
+        self.store.create(self.key(CHECKSUMS), _checksums(files))
+        return caveat.result(), None if there else files
+
+    def _settle(self, file: File, source: bytes | Path, there: Mapping[str, int]) -> File:
+        """Create the object, or keep the one that an earlier attempt left; what is in the store then."""
+        key = self.key(file.path)
+        if key not in there and self.store.create(key, source, file.sha256):
+            return file
+        digest, size = hashlib.sha256(), 0
+        for chunk in self.store.chunks(key):
+            digest.update(chunk)
+            size += len(chunk)
+        return File(path=file.path, bytes=size, sha256=digest.hexdigest())
 
     def _descriptions(self) -> dict[str, bytes]:
         schema = self.images.schema
@@ -197,20 +210,16 @@ class _Draft:
             "croissant.json": croissant(*about, name=self.name, version=self.version, created=self.created),
         }
 
-    def commit(self) -> bool:
-        """Write the manifest of all that SHA256SUMS lists; False when another publisher of this set did before."""
-        sizes = self.store.sizes(self.key(""))
+    def commit(self, files: list[File] | None) -> bool:
+        """Write the manifest; False when another publisher of this set did before.
+
+        The files are those that SHA256SUMS lists. They are looked for, which some servers hash all of them for, unless
+        they are the `files` that were just sent.
+        """
         checksums, _ = self.store.read(self.key(CHECKSUMS)) or (b"", "")
-        try:
-            listed = dict(line.split("  ", 1)[::-1] for line in checksums.decode().splitlines())
-            listed[CHECKSUMS] = hashlib.sha256(checksums).hexdigest()
-            files = [File(path=path, bytes=sizes[self.key(path)], sha256=listed[path]) for path in sorted(listed)]
-        except (ValueError, KeyError):
-            raise FailedError(
-                f"{self.store.url}/{self.key(CHECKSUMS)}: does not list what is there; needed that nobody else writes "
-                "or removes files of a version"
-            ) from None
-        data = self._manifest(files)
+        if files is None or checksums != _checksums(files):
+            files = self._listed(checksums)
+        data = self._manifest(sorted([*files, _file(CHECKSUMS, checksums)], key=lambda file: file.path))
         # A store that ignores conditions still never overwrites what is seen to be there.
         written = self.store.read(self.key(MANIFEST)) is None and self.store.create(self.key(MANIFEST), data)
         if written and self.store.read(self.key(CHECKSUMS)) is None:
@@ -220,6 +229,19 @@ class _Draft:
             return True
         found = self.store.read(self.key(MANIFEST))
         return found is not None and found[0] == data  # ours, and only the answer to it was lost
+
+    def _listed(self, checksums: bytes) -> list[File]:
+        """What SHA256SUMS lists, with the sizes that it has in the store."""
+        sizes = self.store.sizes(self.key(""))
+        try:
+            listed = dict(line.split("  ", 1)[::-1] for line in checksums.decode().splitlines())
+            listed.pop(CHECKSUMS, None)
+            return [File(path=path, bytes=sizes[self.key(path)], sha256=sha256) for path, sha256 in listed.items()]
+        except (ValueError, KeyError):
+            raise FailedError(
+                f"{self.store.url}/{self.key(CHECKSUMS)}: does not list what is there; needed that nobody else writes "
+                "or removes files of a version"
+            ) from None
 
     def _manifest(self, files: Iterable[File]) -> bytes:
         """The manifest of such files. Raises UserError where no reader would take it."""
@@ -258,14 +280,13 @@ class _Draft:
             raise FailedError(f"{self.store.url}/{key}: is of another key already")
 
 
-def _settle(store: Store, key: str, source: bytes | Path, sha256: str, there: Mapping[str, int]) -> str:
-    """Create the object, or keep the one that an earlier attempt left; the sha256 of what is in the store."""
-    if key not in there and store.create(key, source, sha256):
-        return sha256
-    digest = hashlib.sha256()
-    for chunk in store.chunks(key):
-        digest.update(chunk)
-    return digest.hexdigest()
+def _file(path: str, data: bytes) -> File:
+    return File(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _checksums(files: Iterable[File]) -> bytes:
+    """SHA256SUMS."""
+    return "".join(f"{file.sha256}  {file.path}\n" for file in files).encode()
 
 
 def _caveat(store: Store, key: str) -> str | None:

@@ -73,6 +73,19 @@ def test_nothing_is_sent_when_nothing_is_new(proxy, s3_url: str, images, descrip
     assert {method for method, _ in proxy.log} == {"GET"}
 
 
+def test_what_was_just_sent_is_not_looked_for(proxy, s3_url: str, images, description) -> None:
+    """Some servers hash every object anew to list it."""
+    store = open_store(s3_url)
+    version = publish(store, "digits", images.root, description=description, documents={}).version
+    assert sum("list-type=2" in path for _, path in proxy.log) == 1  # to see what an earlier attempt left
+    for path in ("manifest.json", "SHA256SUMS", "README.md"):
+        store.delete(f"digits/v={version}/{path}")
+    proxy.log.clear()
+    publish(store, "digits", images.root, description=description, documents={})
+    assert sum("list-type=2" in path for _, path in proxy.log) == 2  # for that may be collected at any moment
+    verify(f"{s3_url}/digits")
+
+
 @pytest.mark.parametrize("change", [{"model": "00" * 32}, {"params": {"train": {"images": 2000}}}, {"seed": 1}])
 def test_model_params_and_images_make_the_version(tmp_path: Path, make_images, make_description, change) -> None:
     store, images = open_store(str(tmp_path / "releases")), make_images(tmp_path / "a", seed=change.pop("seed", 0))
