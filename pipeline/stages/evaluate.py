@@ -302,6 +302,8 @@ def _fidelity(
         for part in parts:
             said = f"a domain of {name_of_side}" if generated.translated else name_of_side
             fidelity.check_count(len(part.images), extractor.dimensions, said)
+    for count, _ in sizes:
+        fidelity.check_count(count, extractor.dimensions, "the generated set, with the real images' shares of classes,")
     references = [embed_real(part.images, pool) for part in theirs]
 
     def pairs(

@@ -52,6 +52,7 @@ from pipeline.metrics.utility import (
     Protocol,
     Training,
     intervals,
+    listed,
     percent,
     protocol_of,
     rare_sentence,
@@ -119,35 +120,44 @@ class Params:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Ingest:
-    """The one setting of `ingest` that matters here."""
+class Kept:
+    """Which real training images `ingest` kept, for generator and classifiers alike."""
 
     train_fraction: float = 1.0
+    class_counts: dict[str, int] = field(default_factory=dict)
+
+    def share(self, fraction: float) -> str:
+        """What `fraction` of these is of the data, in words."""
+        thinned = f" ({named(list(self.class_counts))} thinned out)" if self.class_counts else ""
+        return f"{percent(fraction * self.train_fraction)} of the data{thinned}"
 
 
-def read_params(document: Document) -> tuple[Params, float]:
-    """`utility`, and the part of all real training images that `ingest` kept for generator and classifiers alike."""
+def read_params(document: Document) -> tuple[Params, Kept]:
+    """`utility`, and those settings of `ingest` that matter here."""
     section = document.mapping("ingest") if "ingest" in document.content else {}
-    known = {name: section[name] for name in ("train_fraction",) if name in section}
-    return document.section("utility", Params), document.build("ingest", known, _Ingest).train_fraction
+    known = {name: section[name] for name in ("train_fraction", "class_counts") if name in section}
+    return document.section("utility", Params), document.build("ingest", known, Kept)
 
 
 def run(document: Document) -> None:
     """Write out/utility, whole or not at all. Raises UserError when the two sets do not fit each other."""
     from pipeline.report.utility import draw, draw_choices
 
-    params, kept_fraction = read_params(document)
+    params, kept = read_params(document)
     roots = (paths.REAL / paths.IMAGESET, paths.SYNTHETIC / paths.IMAGESET)
     real, synthetic = map(ImageSet.open, roots)
-    if (synthetic.classes, synthetic.shape) != (real.classes, real.shape):
+    if (len(synthetic.classes), synthetic.shape) != (len(real.classes), real.shape):
         raise UserError(
             f"{synthetic.root}: has {len(synthetic.classes)} classes of shape {synthetic.shape}; needed the "
             f"{len(real.classes)} classes and the shape {real.shape} of {real.root}"
         )
+    for label, (name, needed) in enumerate(zip(synthetic.classes, real.classes, strict=True)):
+        if name != needed:
+            raise UserError(f"{synthetic.root}: calls class {label} '{name}'; needed '{needed}' as in {real.root}")
     synthetic.check_classes_of(real)
     with TemporaryDirectory() as folder, workers(*roots) as pool:
         outcome = measure(params, pool, Path(folder), imbalanced=bool(_rare_labels(real)))
-    report = describe(outcome, params, real, synthetic, kept_fraction)
+    report = describe(outcome, params, real, synthetic, kept)
     with atomic_folder(paths.UTILITY) as folder:
         (folder / "figures").mkdir()
         (folder / "table.csv").write_text(table(report["rows"]), encoding="utf-8")
@@ -186,11 +196,14 @@ class Outcome:
         images = len(self.test_labels) if label is None else int((self.test_labels == label).sum())
         return t_interval(self.tested(fraction, arm, label) - self.tested(fraction, without, label), 100 / images)
 
-    def advised_share(self, fraction: float, arm: Arm, without: Arm) -> float:
-        """The synthetic part of `arm` to mix in: 0 where no gain over `without` is seen on the validation split."""
+    def advised_share(self, fraction: float, arm: Arm, without: Arm, step: float) -> float:
+        """The synthetic part of `arm` to mix in: 0 where no gain over `without` is seen on the validation split.
+
+        `step` is what one image of that split counts.
+        """
         chosen, baseline = self.chosen[fraction, arm], self.chosen[fraction, without]
         gains = [self.validation[one] - self.validation[other] for one, other in zip(chosen, baseline, strict=True)]
-        return chosen[0].synthetic_share if t_interval(gains).low > 0 else 0.0
+        return chosen[0].synthetic_share if t_interval(gains, step).low > 0 else 0.0
 
     def tested(self, fraction: float, arm: Arm, label: int | None = None) -> NDArray[np.float64]:
         """Accuracy on the test split, or on its images of one class, of which it has some, by seed (S,), percent."""
@@ -312,13 +325,11 @@ def _test(files: Sequence[Path]) -> tuple[NDArray[np.int64], list[NDArray[np.boo
     return labels, [predict(load(file), images).argmax(axis=1) == labels for file in files]
 
 
-def describe(
-    outcome: Outcome, params: Params, real: ImageSet, synthetic: ImageSet, kept_fraction: float
-) -> dict[str, Any]:
+def describe(outcome: Outcome, params: Params, real: ImageSet, synthetic: ImageSet, kept: Kept) -> dict[str, Any]:
     """What utility.json holds. `dvc metrics show` shows what is outside of lists; these are for people and reports."""
     generator = synthetic.generator or {}
     same_set = generator.get("data_fingerprint") == real.fingerprint and "parent_sha256" not in generator
-    rows = [_row(outcome, fraction, real, kept_fraction, same_set=same_set) for fraction in params.fractions]
+    rows = [_row(outcome, fraction, real, kept, same_set=same_set) for fraction in params.fractions]
     imbalanced = "rare" in rows[0]
     gains = {
         row["data"]: {arm: gain["mean"] for arm, gain in row["rare"]["recall_gain"].items()}
@@ -344,11 +355,11 @@ def describe(
             for (fraction, arm), settings in outcome.candidates.items()
             for setting in settings
         ],
-        "protocol": _protocol(params, real, synthetic, imbalanced=imbalanced),
+        "protocol": _protocol(params, real, synthetic, kept, imbalanced=imbalanced),
     }
 
 
-def _protocol(params: Params, real: ImageSet, synthetic: ImageSet, *, imbalanced: bool) -> list[str]:
+def _protocol(params: Params, real: ImageSet, synthetic: ImageSet, kept: Kept, *, imbalanced: bool) -> list[str]:
     """How it was measured, on what and with what, a line for each thing."""
     images = {split: sum(counts) for split, counts in real.counts.items()}
     untested = [name for name, count in zip(real.classes, real.counts["test"], strict=True) if not count]
@@ -370,6 +381,7 @@ def _protocol(params: Params, real: ImageSet, synthetic: ImageSet, *, imbalanced
         f"Real images: {images['train']:,} for training, of {real.fingerprint[:12]}, resize {real.resize or 'none'}. "
         f"Synthetic images: {sum(synthetic.counts['train']):,}, of {synthetic.fingerprint[:12]}, whose generator "
         f"learned from {learned_from[:12]}.",
+        *([f"Thinned out by ingest.class_counts: {listed(kept.class_counts)}."] if kept.class_counts else []),
         f"Library: numpy {version('numpy')}, scipy {version('scipy')}, torch {version('torch')}.",
     ]
 
@@ -379,27 +391,25 @@ def _rare_labels(real: ImageSet) -> list[int]:
     return [label for label in rare_labels(real.counts["train"]) if real.counts["test"][label]]
 
 
-def _row(outcome: Outcome, fraction: float, real: ImageSet, kept_fraction: float, *, same_set: bool) -> dict[str, Any]:
+def _row(outcome: Outcome, fraction: float, real: ImageSet, kept: Kept, *, same_set: bool) -> dict[str, Any]:
     """What holds for classifiers with `fraction` of the real training split; accuracies and gains are in percent."""
     accuracy = {arm: outcome.tested(0.0 if arm == "synthetic" else fraction, arm) for arm in ARMS}
     gains = {arm: outcome.gain(fraction, "mixed", arm) for arm in BASELINES}
     protocol = protocol_of(fraction, same_set=same_set)
-    data = percent(fraction * kept_fraction)
-    generator_data = f"{percent(kept_fraction)} of it" if same_set else "other data"
+    data = kept.share(fraction)
+    generator_data = f"{percent(kept.train_fraction)} of it" if same_set else "other data"
     by_class = {
         name: asdict(outcome.gain(fraction, "mixed", "real_long", label)) if count else None
         for label, (name, count) in enumerate(zip(real.classes, real.counts["test"], strict=True))
     }
     chosen = outcome.chosen[fraction, "mixed"]
     return {
-        "data": data,
-        "data_fraction": round(fraction * kept_fraction, 9),
+        "data": percent(fraction * kept.train_fraction),
+        "data_fraction": round(fraction * kept.train_fraction, 9),
         "real_images": sum(ceil(round(fraction * count, 9)) for count in real.counts["train"]),
         "protocol": protocol,
         "verdict": verdict(list(gains.values())),
-        "sentence": sentence(
-            protocol, f"{data} of the data", generator_data, gains["real"], gains["real_long"], len(chosen)
-        ),
+        "sentence": sentence(protocol, data, generator_data, gains["real"], gains["real_long"], len(chosen)),
         "gain_over_real": asdict(gains["real"]),
         "gain_over_real_long": asdict(gains["real_long"]),
         "accuracy": {arm: asdict(t_interval(values)) for arm, values in accuracy.items()},
@@ -407,8 +417,8 @@ def _row(outcome: Outcome, fraction: float, real: ImageSet, kept_fraction: float
         "class_gain_over_real_long": by_class,
         "learning_rate": chosen[0].learning_rate,
         "synthetic_share": chosen[0].synthetic_share,
-        "advised_share": outcome.advised_share(fraction, "mixed", "real_long"),
-        **_rare(outcome, fraction, real, protocol, f"{data} of the data", generator_data),
+        "advised_share": outcome.advised_share(fraction, "mixed", "real_long", 100 / sum(real.counts["validation"])),
+        **_rare(outcome, fraction, real, protocol, data, generator_data),
     }
 
 
@@ -428,12 +438,15 @@ def _rare(
         {arm: np.mean([values[label] for label in those], axis=0) for arm, values in by_class.items()}
         for those in (labels, images)
     )
-    steps = [100 / (len(those) * max(images[label] for label in those)) for those in (labels, images)]  # of one image
+    # One image counts most in the smallest class, and least in the largest: so fewer sets are said to help.
+    of_rare = [images[label] for label in labels]
+    steps = [100 / (len(of_rare) * min(of_rare)), 100 / (len(images) * max(images.values()))]
     recall_gain, balanced_gain = (
         {arm: t_interval(values["filled"] - values[arm], step) for arm in RARE_BASELINES}
         for values, step in zip((recall, balanced), steps, strict=True)
     )
     chosen = outcome.chosen[fraction, "filled"]
+    validated = [count for count in real.counts["validation"] if count]
     found = {
         "images": rare,
         "verdict": rare_verdict(recall_gain, balanced_gain),
@@ -451,7 +464,9 @@ def _rare(
         },
         "learning_rate": chosen[0].learning_rate,
         "synthetic_share": chosen[0].synthetic_share,
-        "advised_share": outcome.advised_share(fraction, "filled", "oversampled"),
+        "advised_share": outcome.advised_share(
+            fraction, "filled", "oversampled", 100 / (len(validated) * min(validated))
+        ),
     }
     return {"rare": found}
 

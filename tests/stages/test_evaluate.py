@@ -405,6 +405,12 @@ def test_fewer_images_than_dimensions_are_refused_in_one_sentence(judges: Judges
         measure(bars_of(10, 4), judges)
     with pytest.raises(UserError, match=r"^the test split has 12 images; needed more than the 16 dimensions"):
         evaluated(bars_of(300, 4), TRAIN, HELD_OUT.draw(12, seed=0), classes=CLASSES, judges=judges, params=PARAMS)
+    uneven = bars_of(60, 4)
+    uneven = uneven.draw_like(np.array([4, 10, 10]), seed=0)
+    with pytest.raises(
+        UserError, match=r"^the generated set, with the real images' shares of classes, has 12 images; ne"
+    ):
+        measure(uneven, judges)
 
 
 @pytest.fixture

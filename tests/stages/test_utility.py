@@ -31,7 +31,7 @@ from pipeline.metrics.utility import ARMS, RARE_ARMS, Arm
 from pipeline.params import Document
 from pipeline.report.utility import draw, draw_choices
 from pipeline.stages import utility
-from pipeline.stages.utility import Outcome, Params
+from pipeline.stages.utility import Kept, Outcome, Params
 
 CLASSES = tuple("0123456789")
 DIGITS = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)[:, None]
@@ -99,9 +99,9 @@ SMALL = Params(fractions=(0.1,), seeds=3, images_seen=4000, learning_rates=(0.01
 TINY = Params(fractions=(0.2, 1.0), seeds=2, images_seen=1000, learning_rates=(0.005, 0.01), width=8)
 
 
-def described(outcome: Outcome, params: Params) -> dict[str, Any]:
+def described(outcome: Outcome, params: Params, kept: Kept | None = None) -> dict[str, Any]:
     sets = ImageSet.open(paths.REAL / paths.IMAGESET), ImageSet.open(paths.SYNTHETIC / paths.IMAGESET)
-    return utility.describe(outcome, params, *sets, kept_fraction=1.0)
+    return utility.describe(outcome, params, *sets, kept or Kept())
 
 
 def only_row(outcome: Outcome, params: Params) -> dict[str, Any]:
@@ -193,7 +193,15 @@ def test_the_choosing_seeds_choose_what_is_best_on_validation(measure: Callable[
 
 
 @pytest.mark.parametrize(
-    ("gains", "advised"), [((1.0, 2.0, 3.0), 0.0), ((1.5, 2.0, 2.5), 0.7), ((-1.5, -2.0, -2.5), 0.0), ((0, 0, 0), 0.0)]
+    ("gains", "advised"),
+    [
+        ((1.0, 2.0, 3.0), 0.0),
+        ((1.5, 2.0, 2.5), 0.7),
+        ((-1.5, -2.0, -2.5), 0.0),
+        ((0, 0, 0), 0.0),
+        ((0.5, 0.5, 0.5), 0.0),  # the same one image each time
+        ((1, 1, 1), 0.7),
+    ],
 )
 def test_only_what_gains_on_validation_beyond_chance_is_advised(gains: Sequence[float], advised: float) -> None:
     params = Params(seeds=3)  # t(0.975, 2) is 4.303: 2 ± 4.303 · 1 / √3 holds 0, 2 ± 4.303 · 0.5 / √3 does not
@@ -204,7 +212,7 @@ def test_only_what_gains_on_validation_beyond_chance_is_advised(gains: Sequence[
         chosen={(0.1, "mixed"): chosen, (0.1, "real_long"): without},
         validation=dict.fromkeys(without, 90.0) | {one: 90 + gain for one, gain in zip(chosen, gains, strict=True)},
     )
-    assert outcome.advised_share(0.1, "mixed", "real_long") == advised
+    assert outcome.advised_share(0.1, "mixed", "real_long", step=0.5) == advised
 
 
 def test_the_intervals_of_gains_are_paired_by_seed() -> None:
@@ -218,8 +226,23 @@ def test_the_intervals_of_gains_are_paired_by_seed() -> None:
             assert same_interval(row[f"gain_over_{arm}"], by_seed["mixed"], by_seed[arm], step=100 / len(labels))
         by_seed = row["rare"]["recall_by_seed"]
         for arm, found in row["rare"]["recall_gain"].items():
-            step = 100 / (2 * np.bincount(labels)[8:].max())
+            step = 100 / (2 * np.bincount(labels)[8:].min())
             assert same_interval(found, by_seed["filled"], by_seed[arm], step)
+
+
+def test_one_test_image_of_a_rare_class_is_no_help_however_often_it_is_seen() -> None:
+    """Though it counts as much as all others of the other rare class together."""
+    shown = np.concatenate([np.flatnonzero(LABELS[TEST] != 9), np.flatnonzero(LABELS[TEST] == 9)[:1]])
+    labels = LABELS[TEST][shown]
+    write_real(test=(DIGITS[TEST][shown], labels), train=thinned())
+    write_synthetic(DIGITS[REST], LABELS[REST])
+    params = Params(fractions=(1.0,), seeds=5)
+    outcome = guessed(params, labels)
+    for (_, arm), setting in outcome.chosen.items():
+        outcome.test_right |= dict.fromkeys(setting, (labels != 9) | (arm == "filled"))
+    rare = only_row(outcome, params)["rare"]
+    assert rare["recall_gain"]["oversampled"] == {"mean": 50, "low": 0, "high": 100}
+    assert rare["verdict"] == "makes no difference"
 
 
 def test_the_seeds_of_all_arms_are_the_same_and_each_classifier_sees_what_its_arm_may(
@@ -309,6 +332,25 @@ def test_the_protocol_says_on_what_and_with_what_it_was_measured() -> None:
     assert "seeds only" not in report["rows"][0]["sentence"]
     few = dataclasses.replace(params, seeds=3)
     assert described(guessed(few, LABELS[TEST]), few)["rows"][0]["sentence"].endswith("; by 3 seeds only, fewer than 5")
+
+
+def test_of_thinned_out_data_it_is_said_which_classes_were() -> None:
+    real = write_real(train=thinned())
+    write_synthetic(DIGITS[REST], LABELS[REST], data_fingerprint=real.fingerprint)
+    params = Params(fractions=(0.1, 1.0), seeds=5)
+    section = {"train_fraction": 0.5, "class_counts": {8: 3, 9: 3}, "image_size": 8}
+    _, kept = utility.read_params(Document({"ingest": section, "utility": {}}))
+    report = described(guessed(params, LABELS[TEST]), params, kept)
+    part, whole = report["rows"]
+    whom = (
+        " for who has 5 % of the data ('8', '9' thinned out) and receives this set, whose generator learned from 50 %"
+    )
+    assert whom in part["sentence"]
+    for sentence in (whole["sentence"], whole["rare"]["sentence"]):
+        assert " at 50 % of the data ('8', '9' thinned out), which is all that its generator learned from: " in sentence
+    assert [row["data"] for row in report["rows"]] == ["5 %", "50 %"]
+    assert "Thinned out by ingest.class_counts: 8 with 3 images, 9 with 3." in report["protocol"]
+    assert "thinned" not in json.dumps(described(guessed(params, LABELS[TEST]), params))
 
 
 def test_classes_may_be_rare_with_one_share_of_the_data_only(tmp_path: Path) -> None:
@@ -504,6 +546,21 @@ def test_sets_that_do_not_fit_are_refused() -> None:
     )
     with pytest.raises(UserError, match=r"^out/synthetic/imageset: has 2 classes of shape \(3, 8, 8\); needed the 10"):
         utility.run(document())
+
+
+def test_classes_of_other_names_are_refused_by_the_first_that_differs() -> None:
+    write_real()
+    write_imageset(
+        paths.SYNTHETIC / paths.IMAGESET,
+        rows(DIGITS[REST], LABELS[REST], "train"),
+        classes=(*CLASSES[:7], "seven", *CLASSES[8:]),
+        source={"kind": "generator"},
+        resize=None,
+        synthetic=True,
+    )
+    with pytest.raises(UserError) as error:
+        utility.run(document())
+    assert str(error.value) == "out/synthetic/imageset: calls class 7 'seven'; needed '7' as in out/real/imageset"
 
 
 @pytest.mark.parametrize(
