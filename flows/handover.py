@@ -59,16 +59,17 @@ def hand_over(
         work = _prepare(stage, workspace, commit, needs)
         say(title)
         with get_client(sync_client=True) as client:
-            lost, epoch = 0, None
-            while not _follow(client, work, say, lease_seconds):
+            lost, epoch = list[str](), None
+            while machine := _follow(client, work, say, lease_seconds):
                 if (left := given_back(work.store, work.key)) not in (None, epoch):
                     epoch = left
-                    say("    that machine was told to end; the next one goes on from what it left")
+                    say(f"    {machine} was told to end; the next one goes on from what it left")
                     continue
-                lost += 1
-                if lost == _MACHINES:
-                    raise FailedError(f"stage '{stage.name}': {_MACHINES} machines of {REMOTE_POOL} were lost")
-                say("    that machine is lost; the next one goes on from what it mirrored")
+                lost.append(machine)
+                if len(lost) == _MACHINES:
+                    words = f"{_MACHINES} machines of {REMOTE_POOL} were lost: {', '.join(lost)}"
+                    raise FailedError(f"stage '{stage.name}': {words}")
+                say(f"    {machine} is lost; the next one goes on from what it mirrored")
     if not restore(stage.name, workspace):
         raise FailedError(
             f"stage '{stage.name}': ran in the work pool '{REMOTE_POOL}', but its outputs are not in the DVC remote of "
@@ -176,8 +177,8 @@ def _note(stage: str, workspace: Path) -> None:
     reproduce(stage, workspace, pull=True, started=lambda: None, say=lambda _: None)
 
 
-def _follow(client: SyncPrefectClient, work: _Work, say: Callable[[str], None], lease_seconds: float) -> bool:
-    """One run of the deployment, its lines said here; False when its machine was lost, or was told to end.
+def _follow(client: SyncPrefectClient, work: _Work, say: Callable[[str], None], lease_seconds: float) -> str | None:
+    """One run of the deployment, its lines said here; the machine's name where that was lost, or was told to end.
 
     Raises FailedError with what it failed with.
     """
@@ -187,7 +188,8 @@ def _follow(client: SyncPrefectClient, work: _Work, say: Callable[[str], None], 
             say(f"    no worker of it is online, so this waits: '{starter(client, REMOTE_POOL)}' starts one")
         heard, pulse = 0, _Pulse(work.store, f"{work.key}/{LEASE}", _SILENT_LEASES * lease_seconds, say)
         while True:
-            state = client.read_flow_run(run.id).state
+            found = client.read_flow_run(run.id)
+            state = found.state
             assert state is not None
             before = heard
             lines, heard = _lines(client, run.id, before)
@@ -199,9 +201,10 @@ def _follow(client: SyncPrefectClient, work: _Work, say: Callable[[str], None], 
                 client.set_flow_run_state(run.id, Crashed(message="its machine is silent"), force=True)
             time.sleep(_LOOK_SECONDS)
     if state.is_completed():
-        return True
+        return None
     if state.is_crashed():
-        return False
+        worker = found.labels.get("prefect.worker.name")
+        return f"the machine of the worker {worker}" if worker else "that machine"
     told, name = state.message or state.name or "", f"stage '{work.stage}'"
     why = told.removeprefix(name) if told.startswith(name) else f": {told}"  # there a stage's words begin with its name
     raise FailedError(f"{name} in the work pool '{REMOTE_POOL}'{why}")
