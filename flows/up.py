@@ -172,9 +172,12 @@ def _serve(standing: Standing, configured: str | None, workspace: Path, say: Cal
         _end(worker)  # of a server that is gone
         standing = Standing(url=url, processes={})
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    process = _start(
-        "server", command, workspace, {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_API_URL": url}
-    )
+    environment = {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "flows.ordering",
+        "PREFECT_API_URL": url,
+    }
+    process = _start("server", command, workspace, environment)
     standing = Standing(url=url, processes={**standing.processes, "server": Process.of(process.pid)})
     standing.write(workspace / UP)
     _wait(process, workspace / UP / "server.log", lambda: prefect_answers(url), "the Prefect server")
