@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
+import socket
 from abc import ABC
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import httpx
 import psutil
-from prefect.settings import PREFECT_API_URL
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import AwaitingRetry
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
@@ -29,12 +31,13 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 _LOOK_SECONDS = 0.5  # between looks for runs that were being started
+_ASK_SECONDS = 5.0  # between looks for the server
 
 
 class Worker(ProcessWorker, ABC):  # Prefect registers each worker by its type in place of others, but no ABC
     """Works until `end`, and then waits for its runs; it waits for a server that is away, as after `forgeline down`."""
 
-    told = away = False
+    told = False
 
     async def __aenter__(self) -> Self:  # without Prefect's runner of flows that this process would submit
         return await super(ProcessWorker, self).__aenter__()
@@ -43,27 +46,13 @@ class Worker(ProcessWorker, ABC):  # Prefect registers each worker by its type i
         await super(ProcessWorker, self).__aexit__(*error)
 
     async def sync_with_backend(self) -> None:
-        with self.patience():
+        with suppress(httpx.TransportError):  # Prefect tells of it by tracebacks, and ends after some ten minutes
             await super().sync_with_backend()
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
-        with self.patience():
+        with suppress(httpx.TransportError):
             return await super().get_and_submit_flow_runs()
         return []
-
-    @contextmanager
-    def patience(self) -> Iterator[None]:
-        """Prefect's own worker tells of a server that is away by tracebacks, and ends after some ten minutes."""
-        try:
-            yield
-        except httpx.TransportError:
-            if not self.away:
-                print(f"the server at {PREFECT_API_URL.value()} is away: asks again until it is there")
-            self.away = True
-        else:
-            if self.away:
-                print("the server is there again")
-            self.away = False
 
     async def end(self, working: asyncio.Task[None]) -> None:
         """End `working`, which is `start`, and the runs, each of which is told once: twice is at once."""
@@ -97,9 +86,23 @@ class Worker(ProcessWorker, ABC):  # Prefect registers each worker by its type i
         return result
 
 
+async def watch() -> None:
+    """Say, once each time, that the server is away and that it is there again; requests first try again in silence."""
+    away = False
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        async with get_client() as client:
+            while True:
+                if isinstance(await client.api_healthcheck(), httpx.TransportError) != away:
+                    away = not away
+                    found = f"at {PREFECT_API_URL.value()} is away: asks again until it is there"
+                    print(f"the server {found if away else 'is there again'}", flush=True)
+                await asyncio.sleep(_ASK_SECONDS)
+
+
 async def work(worker: Worker) -> None:
     """Until SIGTERM or Ctrl-C; a second one does not wait."""
     working, told = asyncio.create_task(worker.start()), asyncio.Event()
+    watching = asyncio.create_task(watch())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
@@ -108,9 +111,10 @@ async def work(worker: Worker) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.remove_signal_handler(number)
     if told.is_set():
-        print("told to end: waits for what its runs leave to the next")
+        print("told to end: waits for what its runs leave to the next", flush=True)
         await worker.end(working)
-    telling.cancel()
+    for task in (telling, watching):
+        task.cancel()
     with suppress(asyncio.CancelledError):
         await working
 
@@ -119,7 +123,7 @@ def main() -> None:
     """Exit status: 0 told to end, 1 failed, 2 the user's words are off."""
     parser = argparse.ArgumentParser(prog="python -m flows.work")
     parser.add_argument("--pool", required=True, metavar="NAME", help="the work pool, made where there is none")
-    parser.add_argument("--name", help="of this worker")
+    parser.add_argument("--name", help="of this worker, HOST-PID where it is not said")
     parser.add_argument("--limit", type=int, metavar="COUNT", help="runs at once")
     words = parser.parse_args()
     with ending():
@@ -129,7 +133,8 @@ def main() -> None:
             raise UserError(f"--limit: is {words.limit}; needed at least 1")
         if not PREFECT_API_URL.value():
             raise UserError("PREFECT_API_URL: is not set; needed the address of the Prefect server that has the pool")
-        asyncio.run(work(Worker(work_pool_name=words.pool, name=words.name, limit=words.limit)))
+        name = words.name or f"{socket.gethostname()}-{os.getpid()}"
+        asyncio.run(work(Worker(work_pool_name=words.pool, name=name, limit=words.limit)))
 
 
 if __name__ == "__main__":
