@@ -7,7 +7,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
 from pipeline.delivery.manifest import CHECKSUMS, MANIFEST, check_name, is_name
-from pipeline.delivery.pointer import LATEST, Action, Pointer, move, now, read_pointers, user
+from pipeline.delivery.pointer import LATEST, Action, Pointer, channels, move, now, read_pointers, user
 from pipeline.delivery.stores import Store, check_url, open_store
 from pipeline.delivery.versions import (
     YANKED,
@@ -19,7 +19,7 @@ from pipeline.delivery.versions import (
     read_version,
     read_versions,
 )
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
 from pipeline.parallel import in_parallel
 
 
@@ -53,7 +53,7 @@ def rollback(url: str, *, channel: str = LATEST, why: str) -> str:
     store, name = open_release_store(url)
     pointer = Pointer.read(store, name, channel)
     if pointer is None:
-        raise UserError(f"{store.url}/{name}: has no channel '{channel}'")
+        raise UserError(f"{store.url}/{name}: has no channel '{channel}'; {nearest(channel, channels(store, name))}")
     version = _back(store, name, pointer, "rollback", why)
     if version is None:
         raise UserError(f"{store.url}/{name}: {channel} named no version before {pointer.version} that is still there")
@@ -80,7 +80,7 @@ def yank(url: str, *, why: str, remove: bool = False) -> list[str]:
         said.append(
             f"{pointer.channel}: now {name}@{back}"
             if back
-            else f"{pointer.channel}: still names {label}, for there is no other; pullers are refused"
+            else f"{pointer.channel}: still names {label}, for there is none to go back to; pullers are refused"
         )
     if remove:
         folder = f"{name}/v={taken}/"

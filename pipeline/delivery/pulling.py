@@ -174,7 +174,8 @@ def verify(target: str) -> Verified:
 
 def _check_empty(dest: Path) -> None:
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise UserError(f"{dest}: is not empty; needed a new or an empty folder")
+        found = "is not empty" if dest.is_dir() else "is no folder"
+        raise UserError(f"{dest}: {found}; needed a new or an empty folder")
     if dest == Path.cwd():
         raise UserError(f"{dest}: is the folder that this runs in; needed another, which is put in place whole")
 

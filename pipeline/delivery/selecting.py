@@ -69,14 +69,17 @@ class Part:
         """The row groups that may hold selected images, in order. Raises UserError when there can be none."""
         labels, least = selection.labels(self.images), selection.min_confidence
         groups = [(shard, group) for shard in self.shards for group in shard.groups if group.label in labels]
+        if not groups:
+            raise UserError(f"{self.version.name}: has no image of these classes")
         if least is not None:
             if any(group.confidence is None for _, group in groups):
                 raise UserError(f"{self.version.name}: has no column '{CONFIDENCE}', which --min-confidence asks for")
+            most = max(group.confidence or 0.0 for _, group in groups)
+            if most < least:
+                raise UserError(f"{self.version.name}: has no image of confidence {least:g}; the surest has {most:.4g}")
             groups = [(shard, group) for shard, group in groups if (group.confidence or 0.0) >= least]
         elif selection.per_class is not None:
             groups = _first(groups, selection.per_class)
-        if not groups:
-            raise UserError(f"{self.version.name}: has no image that is asked for")
         return groups
 
 

@@ -47,7 +47,7 @@ def releases_table(releases: Iterable[ReleaseInfo]) -> Table:
             _plain(release.created[:16].replace("T", " ")),
             f"{release.images:,}",
             f"{release.classes:,}",
-            f"{release.bytes / 1e6:,.1f} MB",
+            f"{release.bytes / 1e6:,.2f} MB",
             ", ".join(release.channels),
             verdict,
         )

@@ -166,9 +166,13 @@ def read_versions(store: Store, name: str) -> list[Version]:
 def list_releases(store: Store) -> list[ReleaseInfo]:
     """Every published version, by name and then newest first; before these what cannot be read, with its sentence.
 
-    Folders without a version are somebody else's. Raises FailedError when the store itself cannot be read.
+    Folders without a version are somebody else's. Raises FailedError when the store itself cannot be read, UserError
+    when it is a release.
     """
-    folders = {name: folder_versions(store, name) for name in filter(is_name, store.folders(""))}
+    found = store.folders("")
+    if any(name.startswith("v=") for name in found):
+        raise UserError(f"{store.url}: is a release; needed the store that it is in, {store.url.rpartition('/')[0]}")
+    folders = {name: folder_versions(store, name) for name in filter(is_name, found)}
     return [row for name, versions in folders.items() if versions for row in _list_versions(store, name, versions)]
 
 
@@ -222,11 +226,17 @@ def _damaged(name: str, version: str, named_by: tuple[str, ...], error: FailedEr
     return ReleaseInfo(name=name, version=version, channels=named_by, damaged=str(error))
 
 
+def _releases(store: Store, prefix: str) -> list[str]:
+    """The names of the releases directly in `prefix`, which is empty or ends in '/'."""
+    return [name for name in filter(is_name, store.folders(prefix)) if folder_versions(store, f"{prefix}{name}")]
+
+
 def _missing(store: Store, name: str, word: str) -> UserError:
     """What to say when a release has no such version or channel, or is none itself."""
-    names = [each for each in filter(is_name, store.folders("")) if folder_versions(store, each)]
+    names = _releases(store, "")
     if not names:
-        return UserError(f"{store.url}: has no releases")
+        inner = ", ".join(f"{store.url}/{name}/{each}" for each in _releases(store, f"{name}/"))
+        return UserError(f"{store.url}: has no releases" + (f"; needed one of {inner}" if inner else ""))
     if name not in names:
         return UserError(f"{store.url}: has no release '{name}'; {nearest(name, names)}")
     if not word:

@@ -84,7 +84,7 @@ def test_a_second_yank_changes_nothing_where_conditions_are_ignored(ignoring, s3
 def test_the_only_version_can_be_yanked(url: str, images, description, tmp_path: Path) -> None:
     version = publish(open_store(url), "digits", images.root, description=description, documents={}).version
     said = keeping.yank(f"{url}/digits", why="a mistake")
-    assert said[1] == f"latest: still names digits@{version}, for there is no other; pullers are refused"
+    assert said[1] == f"latest: still names digits@{version}, for there is none to go back to; pullers are refused"
     with pytest.raises(UserError, match="a mistake"):
         pull(f"{url}/digits", tmp_path / "dest")
 
@@ -96,7 +96,7 @@ def test_the_only_version_can_be_removed(url: str, images, description, tmp_path
     version = publish(open_store(url), "digits", images.root, description=description, documents={}).version
     assert keeping.yank(f"{url}/digits", why="shows a person", remove=True) == [
         f"digits@{version}: yanked",
-        f"latest: still names digits@{version}, for there is no other; pullers are refused",
+        f"latest: still names digits@{version}, for there is none to go back to; pullers are refused",
         f"digits@{version}: removed, but for the mark that it was yanked",
     ]
     assert open_store(url).sizes("digits/").keys() == {"digits/latest.json", f"digits/v={version}/yanked.json"}

@@ -107,13 +107,13 @@ def test_an_empty_folder_is_filled(url: str, version: str, tmp_path: Path) -> No
 
 
 @on_a_folder
-@pytest.mark.parametrize("place", ["file", "full"])
-def test_a_place_that_is_taken_is_left_alone(url: str, version: str, tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize(("place", "said"), [("file", "is no folder"), ("full", "is not empty")])
+def test_a_place_that_is_taken_is_left_alone(url: str, version: str, tmp_path: Path, place: str, said: str) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=f"{place}: is not empty; needed a new or an empty folder"):
+    with pytest.raises(UserError, match=f"{place}: {said}; needed a new or an empty folder"):
         pull(f"{url}/digits", tmp_path / place)
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -176,13 +176,20 @@ def test_what_travels_by_confidence_is_little_more_than_what_is_asked_for(
     [
         (Selection(classes=("tow",)), "'tow' is not a class of this release; did you mean 'two'"),
         (Selection(classes=("one,tow",)), "'tow' is not a class of this release; did you mean 'two'"),
-        (Selection(min_confidence=0.9), "has no image that is asked for"),
+        (Selection(min_confidence=0.9), r"has no image of confidence 0\.9; the surest has 0\.\d+$"),
     ],
 )
 def test_what_cannot_be_selected_is_said(release: str, tmp_path: Path, selection: Selection, said: str) -> None:
     with pytest.raises(UserError, match=said):
         pull(release, tmp_path / "dest", selection=selection)
     assert not (tmp_path / "dest").exists()
+
+
+def test_a_class_without_images_is_said(tmp_path: Path, make_images, description) -> None:
+    images = make_images(tmp_path / "set", classes=("zero", "one", "none"), count=2)
+    publish(open_store(str(tmp_path / "store")), "digits", images.root, description=description, documents={})
+    with pytest.raises(UserError, match="has no image of these classes"):
+        pull(f"{tmp_path}/store/digits", tmp_path / "dest", selection=Selection(classes=("none",), min_confidence=0.5))
 
 
 def disk(room: int) -> Callable[[Path], SimpleNamespace]:

@@ -60,8 +60,16 @@ def test_only_folders_that_hold_releases_are_offered(tmp_path: Path, images, des
     (tmp_path / "sets" / "photos").mkdir()
     with pytest.raises(UserError, match=r"has no release 'photos'; needed one of digits$"):
         find(f"{tmp_path}/sets/photos")
-    with pytest.raises(UserError, match=rf"^{tmp_path}: has no releases$"):
+    with pytest.raises(UserError, match=rf"^{tmp_path}: has no releases; needed one of {tmp_path}/sets/digits$"):
         find(f"{tmp_path}/sets/")
+    with pytest.raises(UserError, match=rf"^{tmp_path}/sets/photos: has no releases$"):
+        find(f"{tmp_path}/sets/photos/digits")
+
+
+def test_a_release_is_no_store_of_releases(url: str, images, description) -> None:
+    publish(open_store(url), "digits", images.root, description=description, documents={})
+    with pytest.raises(UserError, match=rf"^{url}/digits: is a release; needed the store that it is in, {url}$"):
+        list_releases(open_store(f"{url}/digits"))
 
 
 def test_a_small_file_is_read_as_published_or_not_at_all(url: str, images, description) -> None:
