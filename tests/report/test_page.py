@@ -168,7 +168,8 @@ def test_the_verdict_comes_first_and_every_number_is_there(workspace: Path) -> N
     places = [words.index(part) for part in order]
     assert places == sorted(places)
     for said in (
-        "right on 98.9 % of real test images",
+        "right on 98.9 % of real test images. For comparison: trained on 100 % of the real images (1,234) and on "
+        "nothing else, a classifier is right on 94.1 %.",
         "5 % (1,234) helps +3.25 [+2.50, +4.00] +3.25 [+2.50, +4.00] 70 % shared-generator",
         "with 95 % intervals; each stands for itself, none is corrected for how many comparisons there are.",
         "FID, in-domain features 0.0625 0.0375",
@@ -250,10 +251,11 @@ def test_it_says_how_the_game_stood(workspace: Path) -> None:
     stands = {"held_out": "validation split", "objective": "non_saturating", "images": 2000, "gap": 0.2}
     stands |= {"train_accuracy": 0.9, "held_out_accuracy": 0.7, "fake_accuracy": 0.8, "train_over_held_out": 0.66}
     stands |= {"held_out_over_fake": 0.77, "calibration_error": 0.05}
-    assert "told rightly" not in Text(page(workspace)).words
+    assert "When training ended" not in Text(page(workspace)).words
     (workspace / paths.TRAINING / "game.json").write_text(json.dumps(stands))
     words = Text(page(workspace)).words
-    assert "told rightly 90 % of the images that it had learned from, 70 % of real images" in words
+    assert "took 90 % of the images that it had learned from for real, 70 % of real images that" in words
+    assert "and 80 % of fakes for fakes" in words
     assert "off by 5 points on average" in words
     del stands["calibration_error"]
     (workspace / paths.TRAINING / "game.json").write_text(json.dumps(stands))
@@ -287,14 +289,18 @@ def test_the_curves_lie_beside_the_page(workspace: Path) -> None:
 # Of a frame as wide as a phone, since a window of a browser without a screen is no narrower than 500 pixels.
 FRAME = """<iframe src="page.html" width="{width}" height="900" style="border: 0"></iframe><script>
 addEventListener("message", (event) => {{ document.title = event.data; }});</script>"""
-PROBE = """<script>addEventListener("load", () => parent.postMessage([innerWidth, document.documentElement.scrollWidth,
+PROBE = """<script>const verdicts = document.querySelector("table").parentElement;
+  addEventListener("load", () => parent.postMessage([innerWidth, document.documentElement.scrollWidth,
+  verdicts.scrollWidth <= verdicts.clientWidth,
   ...new Set([...document.querySelectorAll("details table")].map((each) => each.checkVisibility()))].join(" "), "*"));
 </script></body>"""
 
 
 @pytest.fixture
 def rendered(workspace: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """In a browser: how wide the frame is, how wide what it shows, and whether the folded tables are seen."""
+    """In a browser: how wide the frame is, how wide what it shows, whether all of the table of verdicts is seen, and
+    whether the folded tables are.
+    """
     browser = shutil.which("chromium")
     if browser is None:
         pytest.skip("no chromium is installed")
@@ -315,13 +321,13 @@ def rendered(workspace: Path, tmp_path: Path) -> Callable[..., list[str]]:
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_it_is_as_wide_as_the_screen(rendered: Callable[..., list[str]], width: int) -> None:
-    frame, shown, *folded = rendered(width)
-    assert (int(frame), folded) == (width, ["false"])
+    frame, shown, *seen = rendered(width)
+    assert (int(frame), seen) == (width, ["true", "false"])
     assert int(shown) <= width
 
 
 def test_in_print_what_is_folded_is_seen(rendered: Callable[..., list[str]]) -> None:
-    assert rendered(1280, printed=True)[2:] == ["true"]
+    assert rendered(1280, printed=True)[3:] == ["true"]
 
 
 def test_phones_and_printers_are_told_how_to_show_it(workspace: Path) -> None:
