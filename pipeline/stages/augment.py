@@ -16,9 +16,7 @@ A generator that translates has no latents, and translates the training images: 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import threading
 from collections import Counter
@@ -47,6 +45,7 @@ from pipeline.metrics.probe import surprise
 from pipeline.parallel import in_parallel
 from pipeline.params import SEEDS, Document, within
 from pipeline.progress import ProgressLine
+from pipeline.report.tables import to_csv
 
 _CHUNK = 512  # samples that are judged together, always: in another batch a probability may differ in its last bit
 _POOL, _POOL_OF_CLASS = 2048, 10  # samples that a search draws for each spread: at least, and for each class
@@ -393,17 +392,9 @@ def run(document: Document) -> None:
             "search": tried,
             "params": dataclasses.asdict(given),
         }
-        (folder / "search.csv").write_text(_table(tried), encoding="utf-8")
+        (folder / "search.csv").write_text(to_csv(tried), encoding="utf-8")
         draw(folder / "search.png", tried)
         (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _kind(classes: tuple[str, ...], channels: int, image_size: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
 import hashlib
 import json
@@ -43,6 +42,7 @@ from pipeline.metrics.modes import least_diverse, mean_distances
 from pipeline.params import THREADS, Document, within
 from pipeline.progress import ProgressLine, duration
 from pipeline.report.grids import interpolation_strip, sample_grid
+from pipeline.report.tables import to_csv
 
 _SCORED = 1000  # samples of a snapshot
 _SEED = 2**32  # of grids and scored samples: training's own seeds are below
@@ -357,19 +357,12 @@ def _write(trainer: Trainer, judge: SnapshotJudge, inputs: dict[str, Any], stand
         save_file(
             {name: tensor.cpu().contiguous() for name, tensor in trainer.players().items()}, folder / paths.PLAYERS
         )
-        _write_csv(folder / "curves.csv", trainer.curves)
-        _write_csv(folder / "snapshots.csv", [snapshot._asdict() for snapshot in trainer.snapshots])
+        (folder / "curves.csv").write_text(to_csv(trainer.curves), encoding="utf-8")
+        snapshots = [snapshot._asdict() for snapshot in trainer.snapshots]
+        (folder / "snapshots.csv").write_text(to_csv(snapshots), encoding="utf-8")
     _say(f"kept the generator of {best.images_seen:,} images, nearest at {best.score:.4g}: {judge.metric}")
     if best.collapsed:
         _say(f"its {describe_diversity(best)}")
-
-
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))  # the first rows may be without the generator
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
 
 
 def _inputs(params: Params, config: Any, real: ImageSet) -> dict[str, Any]:

@@ -7,8 +7,6 @@ Where classes are rare, there are also classifiers that are told of it, with rea
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import multiprocessing
 import os
@@ -65,6 +63,7 @@ from pipeline.metrics.utility import (
 )
 from pipeline.params import Document, within
 from pipeline.progress import ProgressLine
+from pipeline.report.tables import to_csv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +160,7 @@ def run(document: Document) -> None:
     with atomic_folder(paths.UTILITY) as folder:
         (folder / "figures").mkdir()
         (folder / "table.csv").write_text(table(report["rows"]), encoding="utf-8")
-        (folder / "choices.csv").write_text(_csv(report["choices"]), encoding="utf-8")
+        (folder / "choices.csv").write_text(to_csv(report["choices"]), encoding="utf-8")
         text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
         (folder / "utility.json").write_text(text + "\n", encoding="utf-8")
         draw(folder / "figures" / "utility.png", report["rows"])
@@ -488,13 +487,4 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         for name, interval in intervals.items():
             line |= {name: interval["mean"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
         flat.append(line)
-    return _csv(flat)
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of which some may have more: classes can be rare with one share of the data and not with another."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(chain.from_iterable(rows))), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return to_csv(flat)
