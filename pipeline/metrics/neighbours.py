@@ -138,6 +138,25 @@ def _flat(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(images)).flatten(start_dim=1).float() - 127.5
 
 
+def alike(labels: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, int]:
+    """Rows of held-out images that have the generated images' shares of classes, by the labels (N,) and (M,) of both.
+
+    Else a balanced set would seem to be far from its training images where most held-out ones are of classes that lie
+    close together. There are M rows, fewer where a class has no held-out images; of one that is rarer there some come
+    more than once. Then, how many independent images say as much (Kish 1965): (Σ w)² / Σ w².
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    wanted = np.diff(np.round(np.cumsum([0, *counts]) / len(labels) * len(held_out))).astype(int)
+    found = []
+    for label, count in zip(classes, wanted, strict=True):
+        have = np.flatnonzero(held_out == label)
+        found.append(have[np.arange(count if len(have) else 0) * len(have) // max(count, 1)])
+    rows = np.concatenate(found)
+    if not len(rows):
+        rows = np.arange(len(held_out))
+    return rows, int(len(rows) ** 2 / np.square(np.bincount(rows)).sum())
+
+
 def memorization(generated: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
     """What distances to the nearest training image, of generated and of held-out real images, say about copying.
 

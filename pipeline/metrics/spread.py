@@ -95,11 +95,14 @@ def of_classes(
     return errors
 
 
-def of_nearer(generated: np.ndarray, held_out: np.ndarray, *, seed: int) -> dict[str, float]:
-    """Of neighbours.nearer: of the share itself, and of the quantile, from held-out distances drawn again."""
+def of_nearer(generated: np.ndarray, held_out: np.ndarray, independent: int, *, seed: int) -> dict[str, float]:
+    """Of neighbours.nearer: of the share itself, and of the quantile, from held-out distances drawn again.
+
+    As many of these as are `independent`, see neighbours.alike.
+    """
     random = np.random.Generator(np.random.Philox(seed))
     sorted_ours = np.sort(generated)
-    again = random.choice(held_out, (_DRAWS, len(held_out)))
+    again = random.choice(held_out, (_DRAWS, independent))
     errors = {}
     for name, share in nearer(generated, held_out).items():
         reaches = np.quantile(again, QUANTILES[name], axis=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
@@ -40,6 +39,7 @@ from pipeline.metrics.judges import JUDGES, Judges
 from pipeline.metrics.once import once
 from pipeline.params import SEEDS, THREADS, Document, within
 from pipeline.report import figures
+from pipeline.report.tables import to_csv
 
 _SAMPLED_AT_ONCE = 8 * CHUNK
 _UNTRAINED = 2000  # samples of a generator before training: they are far off, by however many
@@ -209,10 +209,11 @@ def evaluate(
         protocol.append((tuple(blocks), entry))
     by_label, columns = _by_label(generated, labels, judged, train, k, seed)
     metrics |= by_label | _held_out_agreement(held_out.labels, judged_real, k)
-    distances = nearest.result()[0], nearest_of_held_out.result()[0]
+    alike, independent = neighbours.alike(labels, held_out.labels)
+    distances = nearest.result()[0], nearest_of_held_out.result()[0][alike]
     metrics["memorization"] = neighbours.memorization(*distances)
-    metrics["memorization_spread"] = spread.of_nearer(*distances, seed=seed)
-    metrics["memorization_floor"] = neighbours.expected_nearer(len(distances[1]))
+    metrics["memorization_spread"] = spread.of_nearer(*distances, independent, seed=seed)
+    metrics["memorization_floor"] = neighbours.expected_nearer(independent)
     in_features, found_by_class, nearest_in_features = _in_features(ours, theirs, known, k, params, pool)
     metrics |= in_features
     protocol += _protocol(generated, train, held_out, judges, params)
@@ -362,7 +363,8 @@ def _in_features(
     )
     found = of_ours.result()
     errors = pool.submit(spread.of_classes, ours, theirs, found, seed=seed)
-    distances = nearest.result()[0], expected.result()["distances"]
+    alike, independent = neighbours.alike(ours[1], theirs[1])
+    distances = nearest.result()[0], expected.result()["distances"][alike]
     compared, others, real = (np.bincount(labels, minlength=classes) for _, labels in (ours, known, theirs))
     enough = others >= np.minimum(compared, real)
     blocks = {
@@ -372,8 +374,8 @@ def _in_features(
             {name: np.where(enough, values, np.nan) for name, values in of_known.result().items()}
         ),
         "memorization_features": neighbours.nearer(*distances),
-        "memorization_features_spread": spread.of_nearer(*distances, seed=seed),
-        "memorization_features_floor": neighbours.expected_nearer(len(distances[1])),
+        "memorization_features_spread": spread.of_nearer(*distances, independent, seed=seed),
+        "memorization_features_floor": neighbours.expected_nearer(independent),
     }
     return {name: block for name, block in blocks.items() if block}, found, nearest.result()
 
@@ -446,8 +448,9 @@ def _protocol(
             {
                 "generated": f"{len(generated.images)} {generated.description}",
                 "real": f"nearest of {len(train.images)} {train.description}{of_domain}",
-                "expected": f"the same of {len(held_out.images)} {held_out.description}",
-                "floor": "what is expected of new real images beside so many",
+                "expected": f"the same of {len(held_out.images)} {held_out.description}, with the shares of classes "
+                "of the generated ones",
+                "floor": "what is expected of new real images beside as many as these are worth",
                 "distance": "root mean square over pixels and channels, levels 0 to 255",
                 "spread": f"{shares}, and from held-out distances drawn again",
                 **_common(params),
@@ -467,6 +470,7 @@ def _protocol(
                 "real": f"{min(params.max_images, len(held_out.images))} of {len(held_out.images)} "
                 f"{held_out.description}, of a class as many on both sides",
                 "nearest_of": f"{min(params.max_images, len(train.images))} of {len(train.images)} {train.description}",
+                "expected": "the nearness of real ones with the shares of classes of the generated ones",
                 "floor": "these in the place of the generated ones, of a class that has as many",
                 "precision_recall": f"{fidelity.NEIGHBOURS} nearest neighbours",
                 "diversity": "mean distance of two images of a class, over that of real ones",
@@ -636,7 +640,8 @@ def _draw(
         "real, held out": (held_out.images, *found.nearest_of_held_out),
     }
     figures.closest_pairs(folder / "closest.png", groups, train.images)
-    figures.distances(folder / "distances.png", found.nearest[0], found.nearest_of_held_out[0])
+    alike, _ = neighbours.alike(found.labels, held_out.labels)
+    figures.distances(folder / "distances.png", found.nearest[0], found.nearest_of_held_out[0][alike])
     if "agreement" in found.metrics:
         figures.shares(
             folder / "agreement.png",
@@ -647,12 +652,6 @@ def _draw(
         )
     names = np.array(classes)
     pairs = zip(names[found.labels], names[found.judged], strict=True)
-    _write_csv(folder / "confusion.csv", [{"asked": asked, "judged": judged} for asked, judged in pairs])
-    _write_csv(folder / "per_class.csv", found.per_class)
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)  # NaN
+    confusion = to_csv([{"asked": asked, "judged": judged} for asked, judged in pairs])
+    (folder / "confusion.csv").write_text(confusion, encoding="utf-8")
+    (folder / "per_class.csv").write_text(to_csv(found.per_class), encoding="utf-8")

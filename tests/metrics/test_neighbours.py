@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pipeline.metrics.neighbours import (
     Nearest,
     _flat,
+    alike,
     expected_nearer,
     memorization,
     nearer,
@@ -124,6 +125,29 @@ def test_new_images_are_as_often_near_as_is_expected_beside_few_held_out_ones(he
     for name, share in expected_nearer(held_out).items():
         values = [each[name] for each in found]
         assert np.mean(values) == pytest.approx(share, abs=5 * np.std(values) / np.sqrt(len(values)))
+
+
+def test_held_out_images_get_the_shares_of_classes_of_the_generated_ones() -> None:
+    held_out = np.array([0] * 6 + [1] * 2 + [3] * 2)
+    rows, independent = alike(np.array([0, 1] * 20), held_out)
+    assert np.bincount(rows, minlength=10).tolist() == [1, 1, 1, 1, 1, 0, 3, 2, 0, 0]
+    assert independent == 100 // (5 + 9 + 4)
+    rows, independent = alike(np.array([0] * 30 + [1] * 10 + [3] * 10), held_out)
+    assert (sorted(rows), independent) == (list(range(10)), 10)
+    assert alike(np.array([2]), held_out)[0].tolist() == list(range(10))  # nothing of the kind to compare with
+
+
+def test_a_balanced_set_is_as_near_as_is_expected_beside_held_out_images_that_are_not_balanced() -> None:
+    """Of two classes, of which one lies ten times as far."""
+    random = np.random.default_rng(0)
+    labels, held_out = np.repeat([0, 1], 200), np.repeat([0, 1], (160, 16))
+    rows, independent = alike(labels, held_out)
+    shares = []
+    for _ in range(300):
+        generated, expected = (random.uniform(1, 2, len(side)) * 10.0**side for side in (labels, held_out))
+        shares.append(nearer(generated, expected[rows]))
+    for name, share in expected_nearer(independent).items():
+        assert np.mean([each[name] for each in shares]) == pytest.approx(share, abs=0.015)
 
 
 def test_distances_in_features_are_those_of_a_plain_search() -> None:

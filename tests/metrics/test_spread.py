@@ -65,7 +65,7 @@ def test_of_nearness_it_is_what_new_images_on_both_sides_scatter() -> None:
     scattered, said = scatter_and_spread(
         lambda random: (random.normal(0.2, 1, 400), random.normal(0, 1, 100)),
         lambda sides: neighbours.nearer(*sides)["nearer_than_median"],
-        lambda sides: spread.of_nearer(*sides, seed=0),
+        lambda sides: spread.of_nearer(*sides, len(sides[1]), seed=0),
         "nearer_than_median",
     )
     assert said == pytest.approx(scattered, rel=0.35)
@@ -101,4 +101,4 @@ def test_the_same_seed_says_the_same() -> None:
     judged = np.arange(100) % 3
     assert spread.of_balance(judged, judged, 3, seed=1) == spread.of_balance(judged, judged, 3, seed=1)
     one, other = np.random.default_rng(0).normal(size=(2, 50))
-    assert spread.of_nearer(one, other, seed=1) == spread.of_nearer(one, other, seed=1)
+    assert spread.of_nearer(one, other, len(other), seed=1) == spread.of_nearer(one, other, len(other), seed=1)

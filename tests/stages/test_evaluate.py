@@ -400,6 +400,24 @@ def test_the_parzen_log_likelihood_stands_beside_that_of_real_images(judges: Jud
     assert entry["sigma"] == "the best of 10 from logspace(-1, 0) on 1000 of 2000 bars"
 
 
+def test_a_balanced_set_is_not_far_from_its_training_images_for_being_balanced(judges: Judges) -> None:
+    def uneven(count: int, seed: int, far: int) -> Images:
+        """Images of two classes that lie close together, and so many of one that does not."""
+        (near, labels), (others, _) = bars(count, seed, noise=20), bars(count, seed + 1)
+        rows, others = labels < 2, others[labels == 2][:far]
+        return Images(
+            images=np.concatenate([near[rows], others]),
+            labels=np.concatenate([labels[rows], np.full(len(others), 2)]),
+            description="bars",
+        )
+
+    real = uneven(240, 1, far=16), uneven(240, 3, far=16)
+    found = evaluated(uneven(600, 5, far=200), *real, classes=CLASSES, judges=judges, params=PARAMS).metrics
+    for name in ("memorization", "memorization_features"):
+        assert found[name]["nearer_than_median"] == pytest.approx(0.5, abs=0.08)
+    assert found["memorization_floor"]["nearer_than_percentile_1"] > 0.02  # sixteen images stand for a third
+
+
 def test_fewer_images_than_dimensions_are_refused_in_one_sentence(judges: Judges) -> None:
     with pytest.raises(UserError, match=r"^the generated set has 10 images; needed more than the 16 dimensions"):
         measure(bars_of(10, 4), judges)
