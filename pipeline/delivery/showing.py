@@ -37,6 +37,7 @@ def releases_table(releases: Iterable[ReleaseInfo]) -> Table:
             table.add_row(release.name, release.version, *[""] * 4, ", ".join(release.channels), damage)
             continue
         verdict = _plain(_POINTS.sub("", release.verdict))
+        counts = [f"{release.images:,}", f"{release.classes:,}", f"{release.bytes / 1e6:,.2f} MB"]
         if release.yanked is not None:
             verdict = Text.assemble(
                 ("yanked and removed: " if release.removed else "yanked: ", "red"), _plain(release.yanked)
@@ -45,9 +46,7 @@ def releases_table(releases: Iterable[ReleaseInfo]) -> Table:
             release.name,
             release.version,
             _plain(release.created[:16].replace("T", " ")),
-            f"{release.images:,}",
-            f"{release.classes:,}",
-            f"{release.bytes / 1e6:,.2f} MB",
+            *([""] * len(counts) if release.removed else counts),  # of what was removed they are not known
             ", ".join(release.channels),
             verdict,
         )

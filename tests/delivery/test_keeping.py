@@ -126,7 +126,7 @@ def test_the_commands_say_that_a_version_was_removed(tmp_path: Path, images, des
     words = ["yank", f"{url}/digits", "--why", "shows a person", "--remove"]
     assert CliRunner().invoke(forgeline, words, catch_exceptions=False).exit_code == 0
     table = CliRunner().invoke(forgeline, ["list", url], catch_exceptions=False).stdout
-    assert re.search(rf"digits +{version} .* latest +yanked and removed: shows a person *\n", table)
+    assert re.search(rf"digits +{version}  [\d-]+ [\d:]+ +latest +yanked and removed: shows a person *\n", table), table
     (row,) = json.loads(CliRunner().invoke(forgeline, ["list", url, "--json"]).stdout)
     assert (row["version"], row["yanked"], row["removed"], row["images"]) == (version, "shows a person", True, 0)
     with pytest.raises(UserError, match=REMOVED):
