@@ -188,7 +188,7 @@ def _column(values: Sequence[Any] | NDArray[np.int64], kind: pa.DataType) -> pa.
         numbers = np.asarray(values, np.int64 if kind == pa.int64() else np.float64)
         return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(numbers)])
     written = [value.encode() if isinstance(value, str) else value for value in values]
-    offsets = np.cumsum([0, *map(len, written)], dtype=np.int32)
+    offsets = np.array([*accumulate(map(len, written), initial=0)], np.int32)  # which fails where a sum would not fit
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(written))])
 
 
