@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS = 0.5  # between looks for runs that were being started
 _ASK_SECONDS = 5.0  # between looks for the server
+# A connection that the server closes after as many seconds, just when it is used again, would look like one that is away.
+_ASKS_ANEW = {"limits": httpx.Limits(max_keepalive_connections=0)}
 
 
 class Worker(ProcessWorker, ABC):  # Prefect registers each worker by its type in place of others, but no ABC
@@ -90,7 +92,7 @@ async def watch() -> None:
     """Say, once each time, that the server is away and that it is there again; requests first try again in silence."""
     away = False
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-        async with get_client() as client:
+        async with get_client(httpx_settings=_ASKS_ANEW) as client:
             while True:
                 if isinstance(await client.api_healthcheck(), httpx.TransportError) != away:
                     away = not away
