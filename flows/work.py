@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS = 0.5  # between looks for runs that were being started
 _ASK_SECONDS = 5.0  # between looks for the server
-# A connection that the server closes after as many seconds, just when it is used again, would look like one that is away.
+# The server closes a connection after as many seconds: used just then, it would look as if the server were away.
 _ASKS_ANEW = {"limits": httpx.Limits(max_keepalive_connections=0)}
 
 

@@ -333,7 +333,8 @@ def test_the_schedule_of_params_yaml_makes_runs_that_run_and_are_told_of(
     assert hook.told(run.name).startswith("Forgeline: done\n")
     # What was still to come is gone, what had begun comes to its end, and is not in the way of the next.
     wait_for(lambda: all(run.state and run.state.is_final() for run in client.read_flow_runs()) or None)
-    assert [run.name in text for text in hook.texts].count(True) == 1
+    # Once, or again in the same words: Prefect looks at an event anew where its database was locked meanwhile.
+    assert len({text for text in hook.texts if run.name in text}) == 1
 
 
 def test_failure_is_told_with_its_reason(machine: Machine, client: SyncPrefectClient, hook: Hook) -> None:
