@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from uuid import UUID
 
@@ -16,6 +19,9 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import work
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 300  # on a busy machine
@@ -132,6 +138,53 @@ def wait_for(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> None
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+class AnswersOnce(BaseHTTPRequestHandler):
+    """It keeps a connection and closes it just when it is used again, as a server may after some idle seconds."""
+
+    protocol_version = "HTTP/1.1"
+    answers = 0
+    used = False
+
+    def do_GET(self) -> None:
+        if self.used:
+            self.close_connection = True
+            return
+        self.used = True
+        AnswersOnce.answers += 1
+        self.send_response(200)
+        self.send_header("Content-Length", "4")
+        self.end_headers()
+        self.wfile.write(b"true")
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_server_is_away_when_it_is_gone_and_not_when_it_closes_a_kept_connection(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(work, "_ASK_SECONDS", 0.01)
+
+    async def look(server: ThreadingHTTPServer) -> str:
+        watching = asyncio.create_task(work.watch())
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while AnswersOnce.answers < 3:
+                await asyncio.sleep(0.01)
+            healthy = capsys.readouterr().out
+            await asyncio.to_thread(server.shutdown)
+            server.server_close()
+            while not (said := capsys.readouterr().out):
+                await asyncio.sleep(0.01)
+        watching.cancel()
+        assert healthy == ""
+        return said
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), AnswersOnce)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/api"
+    with temporary_settings({PREFECT_API_URL: url}):
+        assert asyncio.run(look(server)) == f"the server at {url} is away: asks again until it is there\n"
 
 
 @pytest.mark.parametrize(
