@@ -22,6 +22,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import AwaitingRetry
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
+from websockets.exceptions import ConnectionClosed
 
 from pipeline.errors import UserError, ending
 from pipeline.running import REMOTE_POOL
@@ -101,11 +102,21 @@ async def watch() -> None:
                 await asyncio.sleep(_ASK_SECONDS)
 
 
+def overlook(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A socket to the server that was cut, as while the machine slept, is nothing to tell of: the worker opens another.
+
+    Two of Prefect's tasks learn of it at once, and of the one that nobody asks asyncio tells by a traceback.
+    """
+    if not isinstance(context.get("exception"), ConnectionClosed):
+        loop.default_exception_handler(context)
+
+
 async def work(worker: Worker) -> None:
     """Until SIGTERM or Ctrl-C; a second one does not wait."""
     working, told = asyncio.create_task(worker.start()), asyncio.Event()
     watching = asyncio.create_task(watch())
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(overlook)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
     telling = asyncio.create_task(told.wait())

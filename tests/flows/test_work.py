@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from websockets.exceptions import ConnectionClosedError
 
 from flows import work
 
@@ -185,6 +187,22 @@ def test_a_server_is_away_when_it_is_gone_and_not_when_it_closes_a_kept_connecti
     url = f"http://127.0.0.1:{server.server_port}/api"
     with temporary_settings({PREFECT_API_URL: url}):
         assert asyncio.run(look(server)) == f"the server at {url} is away: asks again until it is there\n"
+
+
+def test_a_socket_that_was_cut_is_no_traceback_and_any_other_error_is(caplog: pytest.LogCaptureFixture) -> None:
+    """What nobody asks a task about, asyncio tells when the task is gone."""
+
+    async def fail(error: Exception) -> None:
+        asyncio.get_running_loop().set_exception_handler(work.overlook)
+        await asyncio.wait([asyncio.create_task(raise_it(error))])
+        gc.collect()
+
+    async def raise_it(error: Exception) -> None:
+        raise error
+
+    for error in (ConnectionClosedError(None, None), ValueError("marked")):
+        asyncio.run(fail(error))
+    assert [str(record.exc_info and record.exc_info[1]) for record in caplog.records] == ["marked"]
 
 
 @pytest.mark.parametrize(
