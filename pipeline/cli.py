@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pipeline.errors import FailedError, ForgelineError, end, nearest, of_system
+from pipeline.errors import FailedError, ForgelineError, UserError, end, nearest, of_system
 
 _SEEDS = click.IntRange(0, 2**32 - 1)  # params.SEEDS, whose module takes longer to import than all of this file
 _DAYS = click.FloatRange(0, 36_500)
@@ -69,12 +69,16 @@ def down() -> None:
 @forgeline.command()
 @click.argument("shares", metavar="SHARE...", nargs=-1, required=True, type=click.FloatRange(0, 1, min_open=True))
 @click.option("--seeds", type=click.IntRange(min=2), default=10, show_default=True, help="Of classifiers.")
-def study(shares: tuple[float, ...], seeds: int) -> None:
+@click.option(
+    "--generators", type=click.IntRange(min=1), default=1, show_default=True, help="Each by a seed of its own."
+)
+def study(shares: tuple[float, ...], seeds: int, generators: int) -> None:
     """Does a set help somebody who has few images? An experiment for each SHARE, such as 0.1, of the real ones.
 
-    In each the generator learns from this share only, as the classifiers do. The experiments are DVC's.
+    In each the generator learns from this share only, as the classifiers do. The experiments are DVC's. With few images
+    sets of other generators may help far less, or more: what several agree on holds for the next one too.
     """
-    _flows("flows.study", *map(str, shares), "--seeds", str(seeds))
+    _flows("flows.study", *map(str, shares), "--seeds", str(seeds), "--generators", str(generators))
 
 
 def _flows(*words: str) -> None:
@@ -198,6 +202,8 @@ def list_(url: str, as_json: bool) -> None:
     from pipeline.delivery import list_releases, open_store
     from pipeline.delivery.showing import put_table, releases_json, releases_table
 
+    if "://" not in url and not Path(url).exists():
+        raise UserError(f"{url}: there is no such folder; needed s3://bucket/prefix or a folder")
     releases = list_releases(open_store(url))
     if as_json:
         click.echo(releases_json(releases))

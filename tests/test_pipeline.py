@@ -193,6 +193,18 @@ def test_a_study_is_an_experiment_for_each_share_and_leaves_the_workspace_as_it_
     assert "Stage 'utility' is cached" in again
 
 
+def test_a_study_of_several_generators_is_an_experiment_for_each_and_a_row_over_them(workspace: Workspace) -> None:
+    output = workspace.run("forgeline", "study", "0.5", "--seeds", "2", "--generators", "2")
+    assert re.findall(r"^study: experiment (.+)$", output, re.MULTILINE) == [
+        "1 of 2, same-data-0.5",
+        "2 of 2, same-data-0.5-seed-1",
+    ]
+    (gains,) = re.findall(r"^ *540 \(50 %\): (\S+) (\S+) *$", output, re.MULTILINE)
+    (row,) = csv.DictReader((workspace.root / "out/study/table.csv").read_text().splitlines())
+    mean = sum(float(gain.rstrip("*")) for gain in gains) / 2
+    assert float(row["gain_over_real_long"]) == pytest.approx(mean, abs=0.006)
+
+
 def test_a_study_trains_from_the_beginning_where_runs_go_on_from_a_model(workspace: Workspace) -> None:
     """A parent has learned from more than the share: its rows would not be of the same data."""
     params = workspace.root / "params.yaml"

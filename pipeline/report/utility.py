@@ -42,11 +42,13 @@ _CHOICES = {  # the arm whose synthetic part is chosen, and the arm that has non
 _VERDICTS = {"helps": "#2e7d4f", "makes no difference": FAINT, "harms": "#b3372f"}
 
 
-def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def draw(path: Path, rows: Sequence[Mapping[str, Any]], sets: Sequence[Sequence[Mapping[str, Any]]] = ()) -> None:
     """Draw the `rows` of utility.json, one for each share of the real data, with their 95 % intervals, as a PNG.
 
-    Where classes are rare, their recall stands below.
+    Where classes are rare, their recall stands below. `sets` are the rows that each of `rows` is of: where they are of
+    several generators, the intervals are over them, and what each set gains is marked.
     """
+    several = any(len(each) > 1 for each in sets)
     told = [row for row in rows if "rare" in row]
     rare = [row["rare"] for row in told]
     figure = new_figure(11.5, 10 if rare else 5)
@@ -56,6 +58,10 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     left.set_title("Accuracy on the real test split, %", loc="left", fontweight="bold")
     _gains(right, {gain: [row[gain] for row in rows] for gain in _GAINS}, _GAINS, [row["verdict"] for row in rows])
     right.set_title("Gain of mixed, percentage points", loc="left", fontweight="bold")
+    if several:
+        points = [(row["gain_over_real_long"]["mean"], place) for place, each in enumerate(sets) for row in each]
+        each_set, at = zip(*points, strict=True)
+        right.plot(each_set, at, "|", color=SYNTHETIC, markersize=10, label="of each generator, as many images seen")
     if rare:
         left, right = axes[1]
         _values(left, {arm: [each["recall"][arm] for each in rare] for arm in _RARE_ARMS}, _RARE_ARMS)
@@ -70,7 +76,8 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         left.set_xlabel("real images that the classifier has", color=FAINT)
         right.set_yticks(range(len(those)), [f"{row['data']}\n{row['protocol']}" for row in those])
         right.set_ylim(len(those) - 0.5, -0.5)
-        right.set_xlabel("paired differences, 95 % intervals over seeds", color=FAINT)
+        over = "generators" if several else "seeds"
+        right.set_xlabel(f"paired differences, 95 % intervals over {over}", color=FAINT)
         for each, columns in ((left, 2), (right, 1)):  # on the right a second one would be cut off
             each.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=columns, columnspacing=1.5)
     save_figure(figure, path)

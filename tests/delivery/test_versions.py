@@ -36,6 +36,14 @@ def test_an_empty_store_lists_nothing(url: str) -> None:
     assert list_releases(open_store(url)) == []
 
 
+def test_a_list_of_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
+    """An empty one has no releases yet; a misspelt one is a mistake."""
+    empty = CliRunner().invoke(forgeline, ["list", str(tmp_path)])
+    assert (empty.exit_code, empty.stdout) == (0, f"{tmp_path}: no releases yet\n")
+    with pytest.raises(UserError, match=r"/setz: there is no such folder; needed s3://bucket/prefix or a folder$"):
+        CliRunner().invoke(forgeline, ["list", f"{tmp_path}/setz"], catch_exceptions=False)
+
+
 def test_a_list_tells_what_decides(url: str, images, make_description) -> None:
     published = publish(
         open_store(url), "digits", images.root, description=make_description(verdict="Helps."), documents={}
