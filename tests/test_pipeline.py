@@ -194,7 +194,7 @@ def test_a_study_is_an_experiment_for_each_share_and_leaves_the_workspace_as_it_
 
 
 def test_a_study_of_several_generators_is_an_experiment_for_each_and_a_row_over_them(workspace: Workspace) -> None:
-    output = workspace.run("forgeline", "study", "0.5", "--seeds", "2", "--generators", "2")
+    output = workspace.run("forgeline", "study", "0.5", "--seeds", "3", "--generators", "2")
     assert re.findall(r"^study: experiment (.+)$", output, re.MULTILINE) == [
         "1 of 2, same-data-0.5",
         "2 of 2, same-data-0.5-seed-1",
