@@ -33,16 +33,20 @@ from pipeline.params import Document
 
 Row = dict[str, Any]  # of utility.json
 _GAINS = ("gain_over_real", "gain_over_real_long")
-_OF_RARE = ("recall_gain", "balanced_accuracy_gain", "recall", "balanced_accuracy")
+_RARE_GAINS = ("recall_gain", "balanced_accuracy_gain")
 
 
 @dataclass(frozen=True)
 class Study:
-    """What its experiments ended with: a row for each share, those of its sets, and the names of those that failed."""
+    """What its experiments ended with, and the names of those that failed."""
 
-    rows: list[Row] = field(default_factory=list)
-    sets: list[list[Row]] = field(default_factory=list)  # of each row, in the order of the generators' seeds
+    sets: list[list[Row]] = field(default_factory=list)  # of each share, in the order of the generators' seeds
     failed: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[Row]:
+        """One for each share."""
+        return [over_generators(sets) for sets in self.sets]
 
 
 def study(workspace: Path, shares: Sequence[float], seeds: int, generators: int) -> Study:
@@ -78,12 +82,11 @@ def study(workspace: Path, shares: Sequence[float], seeds: int, generators: int)
             else:
                 found.failed.append(name)
         if len(sets) >= min(generators, 2):
-            found.rows.append(over_generators(sets))
             found.sets.append(sets)
-    if found.rows:
+    if rows := found.rows:
         with atomic_folder(workspace / paths.STUDY) as folder:
-            (folder / "table.csv").write_text(table(found.rows), encoding="utf-8")
-            draw(folder / "study.png", found.rows, found.sets)
+            (folder / "table.csv").write_text(table(rows), encoding="utf-8")
+            draw(folder / "study.png", rows, found.sets)
     return found
 
 
@@ -103,8 +106,8 @@ def over_generators(sets: Sequence[Row]) -> Row:
     row["verdict"] = verdict([Interval(**row[gain]) for gain in _GAINS])
     if "rare" in sets[0]:
         rare = [each["rare"] for each in sets]
-        merged = {name: over([each[name] for each in rare]) for name in _OF_RARE}
-        gains = ({arm: Interval(**gain) for arm, gain in merged[name].items()} for name in _OF_RARE[:2])
+        merged = {name: over([each[name] for each in rare]) for name in (*_RARE_GAINS, "recall", "balanced_accuracy")}
+        gains = ({arm: Interval(**gain) for arm, gain in merged[name].items()} for name in _RARE_GAINS)
         row["rare"] = {"images": rare[0]["images"], "verdict": rare_verdict(*gains), **merged}
     return row
 
@@ -159,7 +162,7 @@ def main() -> None:
     given = parser.parse_args()
     with ending():
         found = study(Path.cwd(), given.shares, given.seeds, given.generators)
-        if found.rows:
+        if found.sets:
             Console().print(_table(found, given.seeds))
             print(paths.STUDY / "table.csv", paths.STUDY / "study.png", sep="\n")
         if found.failed:

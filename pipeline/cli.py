@@ -202,9 +202,10 @@ def list_(url: str, as_json: bool) -> None:
     from pipeline.delivery import list_releases, open_store
     from pipeline.delivery.showing import put_table, releases_json, releases_table
 
+    store = open_store(url)
     if "://" not in url and not Path(url).exists():
         raise UserError(f"{url}: there is no such folder; needed s3://bucket/prefix or a folder")
-    releases = list_releases(open_store(url))
+    releases = list_releases(store)
     if as_json:
         click.echo(releases_json(releases))
     elif releases:

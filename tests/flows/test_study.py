@@ -81,7 +81,7 @@ def test_rare_classes_have_a_verdict_over_generators_too() -> None:
 def test_what_a_study_shows_of_several_generators(tmp_path: Path) -> None:
     """Each set's gain, marked where its card advises to mix it in; the table of it and the picture have the mean."""
     sets = [row(0.5, advised=0.25, rare=3.0), row(-0.25, rare=2.0)]
-    found = Study(rows=[over_generators(sets)], sets=[sets])
+    found = Study(sets=[sets])
     shown = str(_table(found, seeds=10).caption).splitlines()
     assert shown[0].endswith("over the generators, whose sets gain, * where the card advises to mix it in:")
     assert shown[1:] == ["58 (5 %): +0.50* -0.25"]

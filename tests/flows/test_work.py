@@ -200,15 +200,17 @@ def test_a_socket_that_was_cut_is_not_told_of_and_any_other_error_is(monkeypatch
     monkeypatch.setattr(asyncio.BaseEventLoop, "default_exception_handler", tell)
 
     async def fail(error: Exception) -> None:
-        asyncio.get_running_loop().set_exception_handler(work.overlook)
-        await asyncio.wait([asyncio.create_task(raise_it(error))])
-        gc.collect()
-
-    async def raise_it(error: Exception) -> None:
         raise error
 
-    for error in (ConnectionClosedError(None, None), ValueError("marked")):
-        asyncio.run(fail(error))
+    async def start() -> None:
+        await asyncio.wait([asyncio.create_task(fail(ConnectionClosedError(None, None)))])
+        await asyncio.wait([asyncio.create_task(fail(ValueError("marked")))])
+        gc.collect()
+
+    worker = work.Worker(work_pool_name="toys")
+    monkeypatch.setattr(worker, "start", start)
+    monkeypatch.setattr(work, "watch", lambda: asyncio.sleep(PATIENCE_SECONDS))
+    asyncio.run(work.work(worker))
     assert told == ["marked"]
 
 
